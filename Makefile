@@ -1,0 +1,51 @@
+# What people do here. `make help` lists it; CI calls the same targets (.ci/run).
+
+PREFIX     ?= /usr/local
+DESTDIR    ?=
+SYSCONFDIR ?= /etc
+UNITDIR    ?= $(PREFIX)/lib/systemd/system
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARY     := $(TARGET_DIR)/release/trilane
+# CI must build what was committed; a person may have a dependency under change.
+LOCKED     := $(if $(CI),--locked)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run build test lint install clean
+
+help: ## lists what can be done here
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## installs what is missing, builds, serves on 127.0.0.1:8080 and shows two sample jobs on their way
+	@tests/support/packages.sh run
+	cargo build --release $(LOCKED)
+	@deploy/demo.sh $(BINARY)
+
+build: ## builds target/release/trilane
+	@tests/support/packages.sh build
+	cargo build --release $(LOCKED)
+
+test: ## runs every test, on a PostgreSQL and a Redis of its own; ARGS="--test http" goes to cargo test
+	@tests/support/packages.sh test
+	tests/support/services.sh cargo test $(LOCKED) $(ARGS)
+
+lint: ## checks format, clippy, dependencies and the project's own rules
+	@tests/support/packages.sh build
+	cargo fmt --check
+	cargo clippy --all-targets $(LOCKED) -- -D warnings
+	@tests/support/deny.sh
+	cargo test $(LOCKED) --test tidy
+
+install: ## installs the program, its systemd unit and its settings file under PREFIX, DESTDIR (after make build)
+	@test -x $(BINARY) || { echo "install: $(BINARY) is missing; run make build first, as yourself" >&2; exit 1; }
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/trilane
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/local/bin/trilane|$(PREFIX)/bin/trilane|; s|/etc/trilane|$(SYSCONFDIR)/trilane|' \
+	  deploy/trilane.service > $(DESTDIR)$(UNITDIR)/trilane.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/trilane.service
+	test -e $(DESTDIR)$(SYSCONFDIR)/trilane/trilane.env || \
+	  install -D -m 600 deploy/trilane.env $(DESTDIR)$(SYSCONFDIR)/trilane/trilane.env
+	@echo "Settings: $(SYSCONFDIR)/trilane/trilane.env. Then: systemctl daemon-reload && systemctl enable --now trilane"
+
+clean: ## removes what was built; ./data, the jobs of make run, stays
+	cargo clean

@@ -1,0 +1,353 @@
+-- The statements of Trilane on PostgreSQL, each named like the method of the store that runs it; see sql/README.md.
+-- Ids come as the text of an array ('{1,2}'): `= any(array)` seeks the primary key whatever the statistics say, where a join to
+-- a JSON set made the planner read a whole index.
+
+-- define ms: interval '1 millisecond'
+-- define free: DispatchedAt is null and (Priority < 'high' or Priority > 'high' and Priority < 'low' or Priority > 'low' and Priority < 'medium' or Priority > 'medium')
+
+-- session_a: limits of each session, enforced by the server: no statement, lock or open transaction outlives its client for long.
+set statement_timeout = '30s'; set lock_timeout = '10s'; set idle_in_transaction_session_timeout = '30s'; set timezone = 'UTC'
+
+-- ping: answers.
+select 1
+
+-- probe: gives back its parameter.
+-- Params: 1 text.  Returns text.
+select cast(? as text)
+
+-- now: the database's clock.
+-- Returns ms since 1970.
+select cast(extract(epoch from now()) * 1000 as bigint)
+
+-- schema_exists: whether there is a table of migrations.
+-- Returns 1 or no row.
+select 1 from pg_class where oid = to_regclass('SchemaVersion')
+
+-- schema_create: the table of migrations.
+create table if not exists SchemaVersion (Version integer primary key, Name varchar(100) not null, AppliedAt timestamptz not null default now())
+
+-- schema_version: the last migration that ran.
+-- Returns version, or null.
+select max(Version) from SchemaVersion
+
+-- schema_add: notes a migration that ran.
+-- Params: 1 version  2 name.
+insert into SchemaVersion (Version, Name) values (?, ?)
+
+-- migrate_lock: waits until no other replica migrates, until the end of the transaction.
+-- The number is an arbitrary one of our own ('trilane' in ASCII).
+select cast(pg_advisory_xact_lock(32777053529009765) as text)
+
+-- keys_take: takes unique keys for jobs about to be stored. A key held by another job is left to it. Waits for other sessions' keys.
+-- Params: 1 keys (JSON array of {unique_key, id}, sorted by key, so that two sessions never wait for each other).
+insert into JobKeys (UniqueKey, JobId)
+select k.unique_key, k.id from json_to_recordset(cast(? as json)) as k(unique_key text, id uuid)
+on conflict do nothing
+
+-- keys_held: who holds unique keys.
+-- Params: 1 keys (JSON array of {unique_key, id}).  Returns unique_key, job id.
+select UniqueKey, cast(JobId as text) from JobKeys
+where UniqueKey = any(array(select k.unique_key from json_to_recordset(cast(? as json)) as k(unique_key text)))
+
+-- keys_free: gives up the unique keys of jobs that ended.
+-- Params: 1 keys (JSON array of {unique_key, id}).
+delete from JobKeys using json_to_recordset(cast(? as json)) as k(unique_key text, id uuid)
+where JobKeys.UniqueKey = k.unique_key and JobKeys.JobId = k.id
+
+-- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
+--         2 replica  3 horizon_ms (null: dispatch none).
+-- Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched), in the order of the jobs.
+with given as (
+    select ord, id, type, payload, lane, max_retries, timeout_ms, unique_key,
+           case when at_ms is not null then to_timestamp(at_ms / 1000.0) else now() + coalesce(delay_ms, 0) * {ms} end as run_at
+    from rows from (json_to_recordset(cast(? as json)) as
+        (id uuid, type text, payload text, lane text, max_retries integer, at_ms bigint, delay_ms bigint, timeout_ms integer, unique_key text))
+        with ordinality as g(id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key, ord)
+), dispatch as (
+    select cast(? as bigint) as replica, cast(? as bigint) as horizon_ms
+)
+insert into Jobs (Id, Type, Payload, Priority, MaxRetries, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
+select g.id, g.type, g.payload, g.lane, g.max_retries, g.run_at, g.timeout_ms, g.unique_key,
+       case when g.run_at <= now() + d.horizon_ms * {ms} then greatest(g.run_at, now()) end,
+       case when g.run_at <= now() + d.horizon_ms * {ms} then d.replica end
+from given as g cross join dispatch as d
+order by g.ord
+returning Seq, cast(Id as text), cast(floor(extract(epoch from CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from RunAt) * 1000) as bigint),
+          cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
+
+-- idempotency_add: remembers the results of a call. Fails if its key is there.
+-- Params: 1 key  2 hash (hex)  3 results (JSON).
+insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?, ?)
+
+-- idempotency_find: the results of an earlier call.
+-- Params: 1 key.  Returns hash, results.
+select RequestHash, Results from IdempotencyKeys where IdempotencyKey = ?
+
+-- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names: a seek.
+update Jobs set Priority = lower(trim(Priority)), UpdatedAt = now()
+where {free} and lower(trim(Priority)) in ('high', 'medium', 'low')
+
+-- odd_lanes: jobs of no known lane.
+-- Params: 1 limit.  Returns seq, lane.
+select Seq, Priority from Jobs where {free} limit ?
+
+-- bury_odd: gives up jobs that cannot be dispatched.
+-- Params: 1 error  2 seqs (array).  Returns seq.
+update Jobs set Status = 'failed', LastError = ?, DispatchedAt = now(), FinishedAt = now(), UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and Status not in ('running', 'completed', 'failed', 'cancelled')
+returning Seq
+
+-- due: locks what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival. What another replica dispatches is left out.
+-- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
+select Seq, Status from Jobs
+where Priority = ? and DispatchedAt is null and RunAt <= now() + ? * {ms}
+order by RunAt, Seq limit ? for update skip locked
+
+-- dispatch: marks jobs as dispatched at the moment they are due.
+-- Params: 1 replica  2 seqs (array).  Returns seq, due_in_ms.
+update Jobs set DispatchedAt = greatest(RunAt, now()), DispatchedBy = ?, Status = lower(Status), UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and DispatchedAt is null
+returning Seq, cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
+
+-- lost: locks dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
+-- (-1: the lane is empty; a head that no row knows finds nothing).
+-- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
+select Seq from Jobs
+where Priority = ? and DispatchedAt > (select SweptTo - ? * {ms} from Lanes where Lane = ?)
+  and DispatchedAt < case when ? = -1 then now() else (select least(DispatchedAt, now()) from Jobs where Seq = ?) end - ? * {ms}
+  and Status in ('queued', 'retrying')
+order by DispatchedAt limit ? for update skip locked
+
+-- lost_with_replica: locks ids that wait in the timers of a dead replica, or of the given one.
+-- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
+select Seq from Jobs
+where Priority in ('high', 'medium', 'low') and DispatchedAt > now() - ? * {ms} and Status in ('queued', 'retrying')
+  and (DispatchedBy not in (select Id from Replicas where SeenAt >= now() - ? * {ms}) or DispatchedBy = ? and DispatchedAt > now())
+limit ? for update skip locked
+
+-- recall: gives ids back to dispatch.
+-- Params: 1 seqs (array).
+update Jobs set DispatchedAt = null, DispatchedBy = null, UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and DispatchedAt is not null
+
+-- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
+-- Params: 1 head  2 head  3 grace_ms  4 lane.
+update Lanes set SweptTo = greatest(SweptTo, case when ? = -1 then now() else coalesce((select least(DispatchedAt, now()) from Jobs where Seq = ?), SweptTo) end - ? * {ms})
+where Lane = ?
+
+-- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
+-- Params: 1 replica  2 lease_ms  3 seqs (JSON array)  4 replica  5 seqs (array, up to 1,000)  6 early_ms.
+-- Returns token, seq, id, type, payload, lane, retry_count, max_retries, timeout_ms, unique_key, created_ms.
+with lease as (
+    insert into Leases (ReplicaId, LeaseUntil, Seqs) values (?, now() + ? * {ms}, ?) returning Token
+)
+update Jobs set Status = 'running', StartedAt = now(), UpdatedAt = now(), LeaseToken = (select Token from lease), LeasedBy = ?,
+                DispatchedAt = coalesce(DispatchedAt, now())
+where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and RunAt <= now() + ? * {ms}
+returning LeaseToken, Seq, cast(Id as text), Type, Payload, Priority, RetryCount, MaxRetries, TimeoutMs, UniqueKey,
+          cast(floor(extract(epoch from CreatedAt) * 1000) as bigint)
+
+-- next: the ids that claim_next takes: due and not dispatched.
+-- Params: 1 lane  2 limit.  Returns seq, status as written.
+select Seq, Status from Jobs where Priority = ? and DispatchedAt is null and RunAt <= now() order by RunAt, Seq limit ? for update skip locked
+
+-- leases_unknown: leases that a replica took without learning of it, as when its connection broke.
+-- Params: 1 replica  2 tokens it knows (array).  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where ReplicaId = ? and Token <> all(cast(? as bigint[]))
+
+-- release: gives running jobs back, their attempt not consumed, as dispatched by this replica; their ids are then pushed by the caller.
+-- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq  3 replica  4 seqs (array).  Returns seq, lane.
+with held as (select unnest(cast(? as bigint[])) as token, unnest(cast(? as bigint[])) as seq)
+update Jobs set Status = case when RetryCount > 0 then 'retrying' else 'queued' end, LeasedBy = null, StartedAt = null,
+                DispatchedAt = now(), DispatchedBy = ?, UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and Status = 'running' and (Seq, LeaseToken) in (select seq, token from held)
+returning Seq, Priority
+
+-- complete: marks running jobs as completed, each under its own token.
+-- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq  3 seqs (array).  Returns seq.
+with held as (select unnest(cast(? as bigint[])) as token, unnest(cast(? as bigint[])) as seq)
+update Jobs set Status = 'completed', FinishedAt = now(), UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and Status = 'running' and (Seq, LeaseToken) in (select seq, token from held)
+returning Seq
+
+-- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
+-- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 replica  3 horizon_ms (null: dispatch none)  4 seqs (array).
+-- Returns seq, due_in_ms (null: not dispatched).
+with f as (
+    select * from json_to_recordset(cast(? as json)) as f(seq bigint, token bigint, bury boolean, error text, delay_ms bigint)
+), d as (
+    select cast(? as bigint) as replica, cast(? as bigint) as horizon_ms
+)
+update Jobs set
+    Status = case when f.bury then 'failed' else 'retrying' end,
+    RetryCount = case when f.bury then RetryCount else RetryCount + 1 end,
+    LastError = f.error, UpdatedAt = now(),
+    FinishedAt = case when f.bury then now() end,
+    RunAt = case when f.bury then RunAt else now() + f.delay_ms * {ms} end,
+    DispatchedAt = case when f.bury then DispatchedAt when f.delay_ms <= d.horizon_ms then now() + f.delay_ms * {ms} end,
+    DispatchedBy = case when f.bury then DispatchedBy when f.delay_ms <= d.horizon_ms then d.replica end
+from f cross join d
+where Jobs.Seq = any(cast(? as bigint[])) and Jobs.Seq = f.seq and Jobs.LeaseToken = f.token and Jobs.Status = 'running'
+returning Jobs.Seq, case when f.bury or f.delay_ms > coalesce(d.horizon_ms, -1) then null else f.delay_ms end
+
+-- attempts_add: keeps the errors of failed attempts.
+-- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 seqs (array).
+insert into JobAttempts (Seq, Token, Attempt, StartedAt, Error)
+select f.seq, f.token, f.attempt, j.StartedAt, f.error
+from json_to_recordset(cast(? as json)) as f(seq bigint, token bigint, attempt integer, error text)
+join Jobs as j on j.Seq = f.seq
+where j.Seq = any(cast(? as bigint[]))
+on conflict do nothing
+
+-- dead_letters_add: one dead letter for each job just buried.
+-- Params: 1 letters (JSON array of {seq, id, reason})  2 seqs (array).
+insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
+select l.id, j.Id, j.Type, j.Payload, j.Priority, l.reason
+from json_to_recordset(cast(? as json)) as l(seq bigint, id uuid, reason text)
+join Jobs as j on j.Seq = l.seq
+where j.Seq = any(cast(? as bigint[]))
+
+-- stats_add: counts outcomes by the minute.
+-- Params: 1 counts (JSON array of {lane, type, completed, retried, failed, duration_ms}, each lane and type once)  2 replica.
+insert into JobStats (Minute, Lane, Type, ReplicaId, Completed, Retried, Failed, DurationMs)
+select date_trunc('minute', now()), c.lane, c.type, r.id, c.completed, c.retried, c.failed, c.duration_ms
+from json_to_recordset(cast(? as json)) as c(lane text, type text, completed bigint, retried bigint, failed bigint, duration_ms bigint)
+cross join (select cast(? as bigint) as id) as r
+on conflict (Minute, Lane, Type, ReplicaId) do update set
+    Completed = JobStats.Completed + excluded.Completed, Retried = JobStats.Retried + excluded.Retried,
+    Failed = JobStats.Failed + excluded.Failed, DurationMs = JobStats.DurationMs + excluded.DurationMs
+
+-- leases_renew: renews leases from now. One that another replica has ended is not there any more.
+-- Params: 1 lease_ms  2 tokens (array).  Returns token.
+update Leases set LeaseUntil = now() + ? * {ms} where Token = any(cast(? as bigint[])) returning Token
+
+-- leases_end: removes leases whose jobs all have their outcome.
+-- Params: 1 tokens (array).
+delete from Leases where Token = any(cast(? as bigint[]))
+
+-- not_held: which of the given jobs are no longer running under the given tokens: cancelled, or lost.
+-- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq.  Returns seq, token.
+select h.seq, h.token from (select unnest(cast(? as bigint[])) as token, unnest(cast(? as bigint[])) as seq) as h
+left join Jobs as j on j.Seq = h.seq and j.LeaseToken = h.token and j.Status = 'running'
+where j.Seq is null
+
+-- leases_expired: locks the leases that ran out.
+-- Params: 1 limit.  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where LeaseUntil < now() order by LeaseUntil limit ? for update skip locked
+
+-- expired_jobs: the jobs still running under a lease.
+-- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
+select Seq, Type, Priority, RetryCount, MaxRetries, cast(Id as text), UniqueKey from Jobs
+where LeaseToken = ? and Seq = any(cast(? as bigint[])) and Status = 'running'
+
+-- beat: shows this replica as alive.
+-- Params: 1 replica  2 name  3 holds  4 dead_after_ms.  Returns the number of expired leases, the number of dead replicas.
+with beat as (
+    insert into Replicas (Id, Name, Holds) values (?, ?, ?)
+    on conflict (Id) do update set SeenAt = now(), Holds = excluded.Holds
+)
+select (select count(*) from Leases where LeaseUntil < now()),
+       (select count(*) from Replicas where SeenAt < now() - ? * {ms})
+
+-- replicas_bury: forgets replicas that are dead, once their ids are recalled.
+-- Params: 1 dead_after_ms.
+delete from Replicas where SeenAt < now() - ? * {ms}
+
+-- replica_gone: forgets one replica.
+-- Params: 1 replica.
+delete from Replicas where Id = ?
+
+-- job: one job.
+-- Params: 1 id.  Returns the columns of a job.
+select Seq, cast(Id as text), Type, Payload, Priority, MaxRetries, RetryCount, Status,
+       cast(floor(extract(epoch from CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from UpdatedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from RunAt) * 1000) as bigint), cast(floor(extract(epoch from StartedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from FinishedAt) * 1000) as bigint), TimeoutMs, UniqueKey, LastError
+from Jobs where Id = cast(? as uuid)
+
+-- jobs: a page of jobs in the order of arrival. A filter that is null lets all through.
+-- Params: 1 after (seq)  2 status  3 type  4 lane  5 since_ms  6 limit.  Returns the columns of a job.
+select j.Seq, cast(j.Id as text), j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status,
+       cast(floor(extract(epoch from j.CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from j.UpdatedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from j.RunAt) * 1000) as bigint), cast(floor(extract(epoch from j.StartedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from j.FinishedAt) * 1000) as bigint), j.TimeoutMs, j.UniqueKey, j.LastError
+from Jobs as j
+cross join (select cast(? as bigint) as after, cast(? as text) as status, cast(? as text) as type, cast(? as text) as lane, cast(? as bigint) as since_ms) as f
+where j.Seq > f.after and (f.status is null or lower(j.Status) = f.status) and (f.type is null or j.Type = f.type)
+  and (f.lane is null or lower(j.Priority) = f.lane) and (f.since_ms is null or j.CreatedAt >= to_timestamp(f.since_ms / 1000.0))
+order by j.Seq limit ?
+
+-- jobs_by_id: jobs by their public ids, in any order.
+-- Params: 1 ids (JSON array, up to 1,000).  Returns the columns of a job.
+select Seq, cast(Id as text), Type, Payload, Priority, MaxRetries, RetryCount, Status,
+       cast(floor(extract(epoch from CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from UpdatedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from RunAt) * 1000) as bigint), cast(floor(extract(epoch from StartedAt) * 1000) as bigint),
+       cast(floor(extract(epoch from FinishedAt) * 1000) as bigint), TimeoutMs, UniqueKey, LastError
+from Jobs where Id = any(array(select cast(value as uuid) from json_array_elements_text(cast(? as json)) as i(value)))
+
+-- attempts: the failed attempts of a job, oldest first.
+-- Params: 1 id.  Returns attempt, token, started_ms, finished_ms, error.
+select a.Attempt, a.Token, cast(floor(extract(epoch from a.StartedAt) * 1000) as bigint), cast(floor(extract(epoch from a.FinishedAt) * 1000) as bigint), a.Error
+from JobAttempts as a join Jobs as j on j.Seq = a.Seq where j.Id = cast(? as uuid) order by a.Token
+
+-- dead_letters: a page of dead letters in the order in which they came.
+-- Params: 1 after (seq)  2 type  3 lane  4 since_ms  5 limit.  Returns seq, id, original_job_id, type, payload, lane, reason, failed_ms.
+select d.Seq, cast(d.Id as text), cast(d.OriginalJobId as text), d.Type, d.Payload, d.Priority, d.Reason, cast(floor(extract(epoch from d.FailedAt) * 1000) as bigint)
+from FailedJobs as d
+cross join (select cast(? as bigint) as after, cast(? as text) as type, cast(? as text) as lane, cast(? as bigint) as since_ms) as f
+where d.Seq > f.after and (f.type is null or d.Type = f.type) and (f.lane is null or lower(d.Priority) = f.lane)
+  and (f.since_ms is null or d.FailedAt >= to_timestamp(f.since_ms / 1000.0))
+order by d.Seq limit ?
+
+-- cancel: withdraws a job that is not done. A running one keeps running until its replica notices; its outcome is refused.
+-- DispatchedAt is set so that the row leaves the index of what waits.
+-- Params: 1 id.  Returns seq.
+update Jobs set Status = 'cancelled', FinishedAt = now(), UpdatedAt = now(), DispatchedAt = coalesce(DispatchedAt, now())
+where Id = cast(? as uuid) and lower(Status) in ('queued', 'retrying', 'running')
+returning Seq
+
+-- dead_letter_find: locks a dead letter by its own id or its job's.
+-- Params: 1 id  2 id.  Returns id, job id, the job's unique key.
+select cast(d.Id as text), cast(d.OriginalJobId as text), (select UniqueKey from Jobs where Jobs.Id = d.OriginalJobId)
+from FailedJobs as d where d.Id = cast(? as uuid) or d.OriginalJobId = cast(? as uuid) order by d.Seq desc limit 1 for update
+
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- Params: 1 replica  2 job id.  Returns seq.
+update Jobs set Status = 'queued', RetryCount = 0, RunAt = now(), StartedAt = null, FinishedAt = null, DispatchedAt = now(), DispatchedBy = ?,
+                LeasedBy = null, UpdatedAt = now()
+where Id = cast(? as uuid) and Status = 'failed'
+returning Seq
+
+-- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
+-- Params: 1 replica  2 dead letter id.  Returns seq.
+insert into Jobs (Id, Type, Payload, Priority, DispatchedAt, DispatchedBy)
+select d.OriginalJobId, d.Type, d.Payload, lower(d.Priority), now(), cast(? as bigint) from FailedJobs as d
+where d.Id = cast(? as uuid) and lower(d.Priority) in ('high', 'medium', 'low') and not exists (select 1 from Jobs where Jobs.Id = d.OriginalJobId)
+returning Seq
+
+-- dead_letter_delete: removes a dead letter.
+-- Params: 1 id.
+delete from FailedJobs where Id = cast(? as uuid)
+
+-- prune_scan: a page of the oldest jobs, to find those to delete.
+-- Params: 1 kept_ms  2 kept_ms  3 after (seq)  4 limit.  Returns seq, 1 if it ended long enough ago, 1 if it was stored long enough ago.
+select Seq, case when Status in ('completed', 'cancelled') and FinishedAt < now() - ? * {ms} then 1 else 0 end,
+       case when CreatedAt < now() - ? * {ms} then 1 else 0 end
+from Jobs where Seq > ? order by Seq limit ?
+
+-- prune_jobs: deletes ended jobs.
+-- Params: 1 seqs (array).
+delete from Jobs where Seq = any(cast(? as bigint[])) and Status in ('completed', 'cancelled')
+
+-- prune_attempts: deletes the attempts of jobs that are gone.
+-- Params: 1 seqs (array).
+delete from JobAttempts where Seq = any(cast(? as bigint[]))
+
+-- prune_idempotency: forgets the results of old calls.
+-- Params: 1 kept_ms.
+delete from IdempotencyKeys where CreatedAt < now() - ? * {ms}
+
+-- prune_stats: forgets old statistics.
+-- Params: 1 kept_ms.
+delete from JobStats where Minute < now() - ? * {ms}

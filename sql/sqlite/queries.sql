@@ -1,0 +1,372 @@
+-- The statements of Trilane on SQLite, each named like the method of the store that runs it; see sql/README.md.
+-- The driver returns no rows from RETURNING, so a statement that returns rows has a companion that runs in the same `begin immediate`
+-- transaction: `name_before` picks the rows before the change, `name_after` reads them after it.
+
+-- define now: cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer)
+-- define free: DispatchedAt is null and (Priority < 'high' or Priority > 'high' and Priority < 'low' or Priority > 'low' and Priority < 'medium' or Priority > 'medium')
+
+-- session_a: readers do not wait for the writer.
+pragma journal_mode = wal
+
+-- session_b: an acknowledged job survives a power cut.
+pragma synchronous = full
+
+-- session_c: the write-ahead log is carried over at about 4 MB.
+pragma wal_autocheckpoint = 1000
+
+-- session_d: 16 MB of pages in memory.
+pragma cache_size = -16000
+
+-- ping: answers.
+select 1
+
+-- probe: gives back its parameter.
+-- Params: 1 text.  Returns text.
+select cast(? as text)
+
+-- now: the database's clock.
+-- Returns ms since 1970.
+select {now}
+
+-- schema_exists: whether there is a table of migrations.
+-- Returns 1 or no row.
+select 1 from sqlite_master where type = 'table' and name = 'SchemaVersion'
+
+-- schema_create: the table of migrations.
+create table if not exists SchemaVersion (Version integer primary key, Name text not null, AppliedAt integer not null default (cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer)))
+
+-- schema_version: the last migration that ran.
+-- Returns version, or null.
+select max(Version) from SchemaVersion
+
+-- schema_add: notes a migration that ran.
+-- Params: 1 version  2 name.
+insert into SchemaVersion (Version, Name) values (?, ?)
+
+-- migrate_lock: nothing to do, for `begin immediate` locks the file.
+select 1
+
+-- keys_take: takes unique keys for jobs about to be stored. A key held by another job is left to it.
+-- Params: 1 keys (JSON array of {unique_key, id}).
+insert or ignore into JobKeys (UniqueKey, JobId)
+select json_extract(value, '$.unique_key'), json_extract(value, '$.id') from json_each(?)
+
+-- keys_held: who holds unique keys.
+-- Params: 1 keys (JSON array of {unique_key, id}).  Returns unique_key, job id.
+select UniqueKey, JobId from JobKeys where UniqueKey in (select json_extract(value, '$.unique_key') from json_each(?))
+
+-- keys_free: gives up the unique keys of jobs that ended.
+-- Params: 1 keys (JSON array of {unique_key, id}).
+delete from JobKeys where (UniqueKey, JobId) in (select json_extract(value, '$.unique_key'), json_extract(value, '$.id') from json_each(?))
+
+-- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
+--         2 replica  3 horizon_ms (null: dispatch none).
+insert into Jobs (Id, Type, Payload, Priority, MaxRetries, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
+select g.id, g.type, g.payload, g.lane, g.max_retries, g.run_at, g.timeout_ms, g.unique_key,
+       case when g.run_at <= {now} + d.horizon_ms then max(g.run_at, {now}) end,
+       case when g.run_at <= {now} + d.horizon_ms then d.replica end
+from (select key, json_extract(value, '$.id') as id, json_extract(value, '$.type') as type, json_extract(value, '$.payload') as payload,
+             json_extract(value, '$.lane') as lane, json_extract(value, '$.max_retries') as max_retries,
+             coalesce(json_extract(value, '$.at_ms'), {now} + coalesce(json_extract(value, '$.delay_ms'), 0)) as run_at,
+             json_extract(value, '$.timeout_ms') as timeout_ms, json_extract(value, '$.unique_key') as unique_key
+      from json_each(?)) as g
+cross join (select ? as replica, ? as horizon_ms) as d
+order by g.key
+
+-- submit_after: the jobs just stored.
+-- Params: 1 jobs (JSON array).  Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched).
+select Seq, Id, CreatedAt, RunAt, max(DispatchedAt - {now}, 0)
+from Jobs where Id in (select json_extract(value, '$.id') from json_each(?)) order by Seq
+
+-- idempotency_add: remembers the results of a call. Fails if its key is there.
+-- Params: 1 key  2 hash (hex)  3 results (JSON).
+insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?, ?)
+
+-- idempotency_find: the results of an earlier call.
+-- Params: 1 key.  Returns hash, results.
+select RequestHash, Results from IdempotencyKeys where IdempotencyKey = ?
+
+-- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names: a seek.
+update Jobs set Priority = lower(trim(Priority)), UpdatedAt = {now}
+where {free} and lower(trim(Priority)) in ('high', 'medium', 'low')
+
+-- odd_lanes: jobs of no known lane.
+-- Params: 1 limit.  Returns seq, lane.
+select Seq, Priority from Jobs where {free} limit ?
+
+-- bury_odd_before: the jobs that bury_odd gives up.
+-- Params: 1 seqs (array).  Returns seq.
+select Seq from Jobs where Seq in (select value from json_each(?)) and Status not in ('running', 'completed', 'failed', 'cancelled')
+
+-- bury_odd: gives up jobs that cannot be dispatched.
+-- Params: 1 error  2 seqs (array).
+update Jobs set Status = 'failed', LastError = ?, DispatchedAt = {now}, FinishedAt = {now}, UpdatedAt = {now}
+where Seq in (select value from json_each(?)) and Status not in ('running', 'completed', 'failed', 'cancelled')
+
+-- due: what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival.
+-- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
+select Seq, Status from Jobs where Priority = ? and DispatchedAt is null and RunAt <= {now} + ? order by RunAt, Seq limit ?
+
+-- dispatch_before: the jobs that dispatch marks.
+-- Params: 1 seqs (array).  Returns seq, due_in_ms.
+select Seq, max(RunAt - {now}, 0) from Jobs where Seq in (select value from json_each(?)) and DispatchedAt is null
+
+-- dispatch: marks jobs as dispatched at the moment they are due.
+-- Params: 1 replica  2 seqs (array).
+update Jobs set DispatchedAt = max(RunAt, {now}), DispatchedBy = ?, Status = lower(Status), UpdatedAt = {now}
+where Seq in (select value from json_each(?)) and DispatchedAt is null
+
+-- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
+-- (-1: the lane is empty; a head that no row knows finds nothing).
+-- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
+select Seq from Jobs
+where Priority = ? and DispatchedAt > (select SweptTo - ? from Lanes where Lane = ?)
+  and DispatchedAt < case when ? = -1 then {now} else (select min(DispatchedAt, {now}) from Jobs where Seq = ?) end - ?
+  and Status in ('queued', 'retrying')
+order by DispatchedAt limit ?
+
+-- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one.
+-- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
+select Seq from Jobs
+where Priority in ('high', 'medium', 'low') and DispatchedAt > {now} - ? and Status in ('queued', 'retrying')
+  and (DispatchedBy not in (select Id from Replicas where SeenAt >= {now} - ?) or DispatchedBy = ? and DispatchedAt > {now})
+limit ?
+
+-- recall: gives ids back to dispatch.
+-- Params: 1 seqs (array).
+update Jobs set DispatchedAt = null, DispatchedBy = null, UpdatedAt = {now}
+where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and DispatchedAt is not null
+
+-- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
+-- Params: 1 head  2 head  3 grace_ms  4 lane.
+update Lanes set SweptTo = max(SweptTo, case when ? = -1 then {now} else coalesce((select min(DispatchedAt, {now}) from Jobs where Seq = ?), SweptTo) end - ?)
+where Lane = ?
+
+-- lease_add: begins a lease.
+-- Params: 1 replica  2 lease_ms  3 seqs (JSON array).
+insert into Leases (ReplicaId, LeaseUntil, Seqs) select r.id, {now} + r.lease_ms, r.seqs
+from (select ? as id, ? as lease_ms, ? as seqs) as r
+
+-- lease_add_after: the token of the lease just begun.
+-- Returns token.
+select last_insert_rowid()
+
+-- claim: takes the queued jobs among the given for one replica. A job taken by another meanwhile is left out.
+-- Params: 1 token  2 replica  3 seqs (array, up to 1,000)  4 early_ms.
+update Jobs set Status = 'running', StartedAt = {now}, UpdatedAt = {now}, LeaseToken = ?, LeasedBy = ?,
+                DispatchedAt = coalesce(DispatchedAt, {now})
+where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and RunAt <= {now} + ?
+
+-- claim_after: the jobs just claimed.
+-- Params: 1 seqs (array)  2 token.
+-- Returns token, seq, id, type, payload, lane, retry_count, max_retries, timeout_ms, unique_key, created_ms.
+select LeaseToken, Seq, Id, Type, Payload, Priority, RetryCount, MaxRetries, TimeoutMs, UniqueKey, CreatedAt
+from Jobs where Seq in (select value from json_each(?)) and LeaseToken = ?
+
+-- next: the ids that claim_next takes: due and not dispatched.
+-- Params: 1 lane  2 limit.  Returns seq, status as written.
+select Seq, Status from Jobs where Priority = ? and DispatchedAt is null and RunAt <= {now} order by RunAt, Seq limit ?
+
+-- leases_unknown: leases that a replica took without learning of it, as when its connection broke.
+-- Params: 1 replica  2 tokens it knows (array).  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where ReplicaId = ? and Token not in (select value from json_each(?))
+
+-- release_before: the jobs that release gives back.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq, lane.
+select j.Seq, j.Priority from json_each(?) as h cross join Jobs as j on j.Seq = json_extract(h.value, '$[1]')
+where j.Status = 'running' and j.LeaseToken = json_extract(h.value, '$[0]')
+
+-- release: gives running jobs back, their attempt not consumed, as dispatched by this replica; their ids are then pushed by the caller.
+-- Params: 1 replica  2 seqs (array).
+update Jobs set Status = case when RetryCount > 0 then 'retrying' else 'queued' end, LeasedBy = null, StartedAt = null,
+                DispatchedAt = {now}, DispatchedBy = ?, UpdatedAt = {now}
+where Seq in (select value from json_each(?))
+
+-- complete_before: the jobs that complete marks: running, each under its own token.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq.
+select j.Seq from json_each(?) as h cross join Jobs as j on j.Seq = json_extract(h.value, '$[1]')
+where j.Status = 'running' and j.LeaseToken = json_extract(h.value, '$[0]')
+
+-- complete: marks jobs as completed.
+-- Params: 1 seqs (array).
+update Jobs set Status = 'completed', FinishedAt = {now}, UpdatedAt = {now} where Seq in (select value from json_each(?))
+
+-- fail_before: the jobs that fail retries or buries: running, each under its own token.
+-- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 horizon_ms (null: dispatch none).
+-- Returns seq, due_in_ms (null: not dispatched).
+select j.Seq, case when json_extract(f.value, '$.bury') or json_extract(f.value, '$.delay_ms') > coalesce(?, -1) then null else json_extract(f.value, '$.delay_ms') end
+from json_each(?) as f cross join Jobs as j on j.Seq = json_extract(f.value, '$.seq')
+where j.Status = 'running' and j.LeaseToken = json_extract(f.value, '$.token')
+
+-- fail: retries or buries jobs. A retry due within the horizon counts as dispatched by this replica.
+-- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 replica  3 horizon_ms (null: dispatch none).
+update Jobs set
+    Status = case when f.bury then 'failed' else 'retrying' end,
+    RetryCount = case when f.bury then RetryCount else RetryCount + 1 end,
+    LastError = f.error, UpdatedAt = {now},
+    FinishedAt = case when f.bury then {now} end,
+    RunAt = case when f.bury then RunAt else {now} + f.delay_ms end,
+    DispatchedAt = case when f.bury then DispatchedAt when f.delay_ms <= f.horizon_ms then {now} + f.delay_ms end,
+    DispatchedBy = case when f.bury then DispatchedBy when f.delay_ms <= f.horizon_ms then f.replica end
+from (select json_extract(value, '$.seq') as seq, json_extract(value, '$.token') as token, json_extract(value, '$.bury') as bury,
+             json_extract(value, '$.error') as error, json_extract(value, '$.delay_ms') as delay_ms, d.replica, d.horizon_ms
+      from json_each(?) cross join (select ? as replica, ? as horizon_ms) as d) as f
+where Jobs.Seq = f.seq and Jobs.LeaseToken = f.token and Jobs.Status = 'running'
+
+-- attempts_add: keeps the errors of failed attempts.
+-- Params: 1 failures (JSON array of {seq, token, attempt, error}).
+insert or ignore into JobAttempts (Seq, Token, Attempt, StartedAt, Error)
+select j.Seq, json_extract(f.value, '$.token'), json_extract(f.value, '$.attempt'), j.StartedAt, json_extract(f.value, '$.error')
+from json_each(?) as f cross join Jobs as j on j.Seq = json_extract(f.value, '$.seq')
+
+-- dead_letters_add: one dead letter for each job just buried.
+-- Params: 1 letters (JSON array of {seq, id, reason}).
+insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
+select json_extract(l.value, '$.id'), j.Id, j.Type, j.Payload, j.Priority, json_extract(l.value, '$.reason')
+from json_each(?) as l cross join Jobs as j on j.Seq = json_extract(l.value, '$.seq')
+
+-- stats_add: counts outcomes by the minute.
+-- Params: 1 counts (JSON array of {lane, type, completed, retried, failed, duration_ms}, each lane and type once)  2 replica.
+insert into JobStats (Minute, Lane, Type, ReplicaId, Completed, Retried, Failed, DurationMs)
+select {now} / 60000 * 60000, json_extract(c.value, '$.lane'), json_extract(c.value, '$.type'), r.id, json_extract(c.value, '$.completed'),
+       json_extract(c.value, '$.retried'), json_extract(c.value, '$.failed'), json_extract(c.value, '$.duration_ms')
+from json_each(?) as c cross join (select ? as id) as r where true
+on conflict (Minute, Lane, Type, ReplicaId) do update set
+    Completed = Completed + excluded.Completed, Retried = Retried + excluded.Retried,
+    Failed = Failed + excluded.Failed, DurationMs = DurationMs + excluded.DurationMs
+
+-- leases_renew_before: the leases that leases_renew renews.
+-- Params: 1 tokens (array).  Returns token.
+select Token from Leases where Token in (select value from json_each(?))
+
+-- leases_renew: renews leases from now. One that another replica has ended is not there any more.
+-- Params: 1 lease_ms  2 tokens (array).
+update Leases set LeaseUntil = {now} + ? where Token in (select value from json_each(?))
+
+-- leases_end: removes leases whose jobs all have their outcome.
+-- Params: 1 tokens (array).
+delete from Leases where Token in (select value from json_each(?))
+
+-- not_held: which of the given jobs are no longer running under the given tokens: cancelled, or lost.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq, token.
+select json_extract(h.value, '$[1]'), json_extract(h.value, '$[0]') from json_each(?) as h
+left join Jobs as j on j.Seq = json_extract(h.value, '$[1]') and j.LeaseToken = json_extract(h.value, '$[0]') and j.Status = 'running'
+where j.Seq is null
+
+-- leases_expired: the leases that ran out.
+-- Params: 1 limit.  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where LeaseUntil < {now} order by LeaseUntil limit ?
+
+-- expired_jobs: the jobs still running under a lease.
+-- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
+select Seq, Type, Priority, RetryCount, MaxRetries, Id, UniqueKey from Jobs
+where LeaseToken = ? and Seq in (select value from json_each(?)) and Status = 'running'
+
+-- beat: shows this replica as alive.
+-- Params: 1 replica  2 name  3 holds.
+insert into Replicas (Id, Name, Holds) values (?, ?, ?)
+on conflict (Id) do update set SeenAt = {now}, Holds = excluded.Holds
+
+-- beat_after: what a beat finds.
+-- Params: 1 dead_after_ms.  Returns the number of expired leases, the number of dead replicas.
+select (select count(*) from Leases where LeaseUntil < {now}), (select count(*) from Replicas where SeenAt < {now} - ?)
+
+-- replicas_bury: forgets replicas that are dead, once their ids are recalled.
+-- Params: 1 dead_after_ms.
+delete from Replicas where SeenAt < {now} - ?
+
+-- replica_gone: forgets one replica.
+-- Params: 1 replica.
+delete from Replicas where Id = ?
+
+-- job: one job.
+-- Params: 1 id.  Returns the columns of a job.
+select Seq, Id, Type, Payload, Priority, MaxRetries, RetryCount, Status, CreatedAt, UpdatedAt, RunAt, StartedAt, FinishedAt, TimeoutMs, UniqueKey, LastError
+from Jobs where Id = ?
+
+-- jobs: a page of jobs in the order of arrival. A filter that is null lets all through.
+-- Params: 1 after (seq)  2 status  3 type  4 lane  5 since_ms  6 limit.  Returns the columns of a job.
+select j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status, j.CreatedAt, j.UpdatedAt, j.RunAt, j.StartedAt, j.FinishedAt,
+       j.TimeoutMs, j.UniqueKey, j.LastError
+from (select ? as after, ? as status, ? as type, ? as lane, ? as since_ms) as f cross join Jobs as j
+where j.Seq > f.after and (f.status is null or lower(j.Status) = f.status) and (f.type is null or j.Type = f.type)
+  and (f.lane is null or lower(j.Priority) = f.lane) and (f.since_ms is null or j.CreatedAt >= f.since_ms)
+order by j.Seq limit ?
+
+-- jobs_by_id: jobs by their public ids, in any order.
+-- Params: 1 ids (JSON array, up to 1,000).  Returns the columns of a job.
+select Seq, Id, Type, Payload, Priority, MaxRetries, RetryCount, Status, CreatedAt, UpdatedAt, RunAt, StartedAt, FinishedAt, TimeoutMs, UniqueKey, LastError
+from Jobs where Id in (select value from json_each(?))
+
+-- attempts: the failed attempts of a job, oldest first.
+-- Params: 1 id.  Returns attempt, token, started_ms, finished_ms, error.
+select a.Attempt, a.Token, a.StartedAt, a.FinishedAt, a.Error
+from JobAttempts as a join Jobs as j on j.Seq = a.Seq where j.Id = ? order by a.Token
+
+-- dead_letters: a page of dead letters in the order in which they came.
+-- Params: 1 after (seq)  2 type  3 lane  4 since_ms  5 limit.  Returns seq, id, original_job_id, type, payload, lane, reason, failed_ms.
+select d.Seq, d.Id, d.OriginalJobId, d.Type, d.Payload, d.Priority, d.Reason, d.FailedAt
+from (select ? as after, ? as type, ? as lane, ? as since_ms) as f cross join FailedJobs as d
+where d.Seq > f.after and (f.type is null or d.Type = f.type) and (f.lane is null or lower(d.Priority) = f.lane)
+  and (f.since_ms is null or d.FailedAt >= f.since_ms)
+order by d.Seq limit ?
+
+-- cancel_before: the job that cancel withdraws.
+-- Params: 1 id.  Returns seq.
+select Seq from Jobs where Id = ? and lower(Status) in ('queued', 'retrying', 'running')
+
+-- cancel: withdraws a job that is not done. A running one keeps running until its replica notices; its outcome is refused.
+-- DispatchedAt is set so that the row leaves the index of what waits.
+-- Params: 1 id.
+update Jobs set Status = 'cancelled', FinishedAt = {now}, UpdatedAt = {now}, DispatchedAt = coalesce(DispatchedAt, {now})
+where Id = ? and lower(Status) in ('queued', 'retrying', 'running')
+
+-- dead_letter_find: a dead letter by its own id or its job's.
+-- Params: 1 id  2 id.  Returns id, job id, the job's unique key.
+select d.Id, d.OriginalJobId, (select UniqueKey from Jobs where Jobs.Id = d.OriginalJobId)
+from FailedJobs as d where d.Id = ? or d.OriginalJobId = ? order by d.Seq desc limit 1
+
+-- revive_before: the job that revive queues anew.
+-- Params: 1 job id.  Returns seq.
+select Seq from Jobs where Id = ? and Status = 'failed'
+
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- Params: 1 replica  2 job id.
+update Jobs set Status = 'queued', RetryCount = 0, RunAt = {now}, StartedAt = null, FinishedAt = null, DispatchedAt = {now}, DispatchedBy = ?,
+                LeasedBy = null, UpdatedAt = {now}
+where Id = ? and Status = 'failed'
+
+-- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
+-- Params: 1 replica  2 dead letter id.
+insert into Jobs (Id, Type, Payload, Priority, DispatchedAt, DispatchedBy)
+select d.OriginalJobId, d.Type, d.Payload, lower(d.Priority), {now}, r.id from (select ? as id) as r cross join FailedJobs as d
+where d.Id = ? and lower(d.Priority) in ('high', 'medium', 'low') and not exists (select 1 from Jobs where Jobs.Id = d.OriginalJobId)
+
+-- revive_lost_after: the job just queued anew.
+-- Params: 1 dead letter id.  Returns seq.
+select j.Seq from FailedJobs as d join Jobs as j on j.Id = d.OriginalJobId where d.Id = ? and j.Status = 'queued'
+
+-- dead_letter_delete: removes a dead letter.
+-- Params: 1 id.
+delete from FailedJobs where Id = ?
+
+-- prune_scan: a page of the oldest jobs, to find those to delete.
+-- Params: 1 kept_ms  2 kept_ms  3 after (seq)  4 limit.  Returns seq, 1 if it ended long enough ago, 1 if it was stored long enough ago.
+select Seq, Status in ('completed', 'cancelled') and FinishedAt < {now} - ?, CreatedAt < {now} - ? from Jobs where Seq > ? order by Seq limit ?
+
+-- prune_jobs: deletes ended jobs.
+-- Params: 1 seqs (array).
+delete from Jobs where Seq in (select value from json_each(?)) and Status in ('completed', 'cancelled')
+
+-- prune_attempts: deletes the attempts of jobs that are gone.
+-- Params: 1 seqs (array).
+delete from JobAttempts where Seq in (select value from json_each(?))
+
+-- prune_idempotency: forgets the results of old calls.
+-- Params: 1 kept_ms.
+delete from IdempotencyKeys where CreatedAt < {now} - ?
+
+-- prune_stats: forgets old statistics.
+-- Params: 1 kept_ms.
+delete from JobStats where Minute < {now} - ?

@@ -1,0 +1,102 @@
+//! Lanes in this process, for a replica without Redis. They are empty at every start; the scheduler fills them from
+//! the database.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{LaneState, QueueError};
+use crate::job::{Lane, Seq};
+
+pub(super) struct MemoryLanes {
+    capacity: usize,
+    inner: Mutex<Inner>,
+    /// Signalled when an id comes or the pops are interrupted.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Popped at the front.
+    lanes: [VecDeque<Seq>; 3],
+    epoch: Option<String>,
+    interrupted: bool,
+}
+
+impl MemoryLanes {
+    pub(super) fn new(capacity: usize) -> MemoryLanes {
+        MemoryLanes { capacity, inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// All or none: what is refused is wholly in the database's hands.
+    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
+        let mut inner = self.lock();
+        for lane in Lane::ALL {
+            let ids = lots.iter().filter(|(of, _)| *of == lane).map(|(_, seqs)| seqs.len()).sum();
+            self.check_room(&inner, lane, ids)?;
+        }
+        for (lane, seqs) in lots {
+            inner.lanes[lane.index()].extend(*seqs);
+        }
+        // All, as each waits for lanes of its own.
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    pub(super) fn push_front(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
+        let mut inner = self.lock();
+        self.check_room(&inner, lane, seqs.len())?;
+        for seq in seqs.iter().rev() {
+            inner.lanes[lane.index()].push_front(*seq);
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    pub(super) fn pop(&self, open: &[(Lane, usize)], wait: Duration) -> Option<(Lane, Vec<Seq>)> {
+        let nothing = |inner: &mut Inner| !inner.interrupted && first_filled(inner, open).is_none();
+        let (mut inner, _) =
+            self.changed.wait_timeout_while(self.lock(), wait, nothing).unwrap_or_else(PoisonError::into_inner);
+
+        let (lane, room) = first_filled(&inner, open)?;
+        let waiting = &mut inner.lanes[lane.index()];
+        let count = room.min(waiting.len());
+        Some((lane, waiting.drain(..count).collect()))
+    }
+
+    pub(super) fn state(&self) -> [LaneState; 3] {
+        let inner = self.lock();
+        // OK: a usize fits u64
+        [0, 1, 2]
+            .map(|lane| LaneState { len: inner.lanes[lane].len() as u64, head: inner.lanes[lane].front().copied() })
+    }
+
+    pub(super) fn epoch(&self) -> Option<String> {
+        self.lock().epoch.clone()
+    }
+
+    pub(super) fn begin_epoch(&self, name: &str) -> bool {
+        self.lock().epoch.get_or_insert_with(|| name.to_owned()) == name
+    }
+
+    pub(super) fn interrupt(&self) {
+        self.lock().interrupted = true;
+        self.changed.notify_all();
+    }
+
+    fn check_room(&self, inner: &Inner, lane: Lane, ids: usize) -> Result<(), QueueError> {
+        if ids > self.capacity.saturating_sub(inner.lanes[lane.index()].len()) {
+            return Err(QueueError::Full { lane, ids, capacity: self.capacity });
+        }
+        Ok(())
+    }
+
+    /// Nothing can panic halfway through a change, so a poisoned lock guards sound lanes.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn first_filled(inner: &Inner, open: &[(Lane, usize)]) -> Option<(Lane, usize)> {
+    open.iter().copied().find(|(lane, _)| !inner.lanes[lane.index()].is_empty())
+}

@@ -1,0 +1,192 @@
+//! From the table to the lanes: finding what is due, marking it as dispatched, and taking back what got lost on the way.
+
+use std::time::Duration;
+
+use super::session::{Param, Session};
+use super::submit::json;
+use super::{BATCH_MAX, Store, StoreError, id_list, millis};
+use crate::job::{Lane, ReplicaId, Seq, Status};
+
+/// A job marked as dispatched, whose id must be pushed when it is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Arrival number.
+    pub seq: Seq,
+    /// Milliseconds until it is due; zero for now.
+    pub in_ms: u64,
+}
+
+/// A job that cannot be dispatched, as plain SQL wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OddRow {
+    /// Arrival number.
+    pub seq: Seq,
+    /// Why it cannot.
+    pub reason: String,
+}
+
+/// What one call of [`Store::dispatch`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dispatched {
+    /// Marked now, in the order in which they are to be pushed.
+    pub due: Vec<Due>,
+    /// To be given up by [`Store::bury_odd`].
+    pub odd: Vec<OddRow>,
+    /// Rows looked at: as many as asked for means that more may wait.
+    pub seen: usize,
+}
+
+/// How far [`Store::recall_lost`] looks back behind the point up to which a lane was swept: longer than a submission's transaction
+/// can stay open, by the time limits of a session.
+const OPEN_TRANSACTION_MAX: Duration = Duration::from_secs(10 * 60);
+
+impl Store {
+    /// Makes lanes regular that plain SQL wrote in other letters, and finds jobs of no known lane, up to [`BATCH_MAX`].
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn regularise(&self) -> Result<Vec<OddRow>, StoreError> {
+        self.write_one(|session| session.execute("regularise", &[]))?;
+        self.read(|session| {
+            let mut odd = Vec::new();
+            session.query("odd_lanes", &[limit(BATCH_MAX)], |row| {
+                let (seq, lane) = (Seq(row.int(1)?), row.text(2)?);
+                odd.push(OddRow { seq, reason: format!("priority {lane:?} is none of high, medium, low") });
+                Ok(())
+            })?;
+            Ok(odd)
+        })
+    }
+
+    /// Marks up to `count` (at most [`BATCH_MAX`]) jobs of a lane that are due within `horizon` as dispatched by `replica`.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn dispatch(&self, lane: Lane, replica: ReplicaId, horizon: Duration, count: usize) -> Result<Dispatched, StoreError> {
+        let count = count.min(BATCH_MAX);
+        self.write(|session| {
+            let params = [Param::Text(lane.as_str()), Param::Int(millis(horizon)), limit(count)];
+            let waiting = waiting(session, "due", &params)?;
+            let due = mark_dispatched(session, &waiting.regular, replica)?;
+            Ok(Dispatched { due, odd: waiting.odd, seen: waiting.seen })
+        })
+    }
+
+    /// Gives up jobs that cannot be dispatched: status `failed`, one dead letter each.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn bury_odd(&self, odd: &[OddRow]) -> Result<(), StoreError> {
+        odd.iter().try_for_each(|row| {
+            self.write(|session| {
+                let list = id_list(session.dialect(), [row.seq.0]);
+                let mut buried = false;
+                let params = [Param::Text(&row.reason), Param::Text(&list)];
+                session.change("bury_odd", &params, &[Param::Text(&list)], |_| {
+                    buried = true;
+                    Ok(())
+                })?;
+                if buried {
+                    let letter = super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
+                    super::outcome::add_letters(session, &[letter])?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Gives up to [`BATCH_MAX`] ids back to dispatch that were dispatched to a lane and can no longer be in it: more than `grace` ago, and
+    /// before the id now at the lane's head (`None`: the lane is empty). Lanes are first in, first out, so such an id was lost, or is
+    /// being claimed; then it is dispatched twice, and the claim decides.
+    ///
+    /// Returns how many were given back.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn recall_lost(&self, lane: Lane, head: Option<Seq>, grace: Duration, deep: bool) -> Result<usize, StoreError> {
+        let head = Param::Int(head.map_or(-1, |seq| seq.0));
+        let look_back = if deep { OPEN_TRANSACTION_MAX * 144 } else { OPEN_TRANSACTION_MAX };
+        let lane = Param::Text(lane.as_str());
+        let recalled = self.write(|session| {
+            let params = [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(BATCH_MAX)];
+            recall(session, "lost", &params)
+        })?;
+        if recalled < BATCH_MAX {
+            self.write_one(|session| session.execute("swept", &[head, head, Param::Int(millis(grace)), lane]))?;
+        }
+        Ok(recalled)
+    }
+
+    /// Gives up to [`BATCH_MAX`] ids back to dispatch that wait in the timers of a replica not seen for `dead_after`, or of `stopping`.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn recall_with_replica(&self, dead_after: Duration, stopping: Option<ReplicaId>) -> Result<usize, StoreError> {
+        let dead_after = Param::Int(millis(dead_after));
+        let stopping = Param::Int(stopping.map_or(-1, |replica| replica.0));
+        self.write(|session| recall(session, "lost_with_replica", &[dead_after, dead_after, stopping, limit(BATCH_MAX)]))
+    }
+}
+
+/// Rows that wait, as [`waiting`] found them.
+pub(super) struct Waiting {
+    /// In the order of the lane.
+    pub(super) regular: Vec<Seq>,
+    pub(super) odd: Vec<OddRow>,
+    pub(super) seen: usize,
+}
+
+/// Runs one of the statements that find waiting jobs (`due`, `next`).
+pub(super) fn waiting(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Waiting, StoreError> {
+    let mut waiting = Waiting { regular: Vec::new(), odd: Vec::new(), seen: 0 };
+    session.query(name, params, |row| {
+        let (seq, status) = (Seq(row.int(1)?), row.text(2)?);
+        waiting.seen += 1;
+        match Status::parse(&status) {
+            Some(Status::Queued | Status::Retrying) => waiting.regular.push(seq),
+            // A row that is done, but was written by plain SQL: marking it as dispatched takes it off the list of what waits.
+            Some(_) => waiting.regular.push(seq),
+            None => {
+                let reason = format!("status {status:?} is not one that a job can wait in; insert jobs as 'queued'");
+                waiting.odd.push(OddRow { seq, reason });
+            }
+        }
+        Ok(())
+    })?;
+    Ok(waiting)
+}
+
+pub(super) fn mark_dispatched(session: &mut Session, seqs: &[Seq], replica: ReplicaId) -> Result<Vec<Due>, StoreError> {
+    if seqs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list = id_list(session.dialect(), seqs.iter().map(|seq| seq.0));
+    let mut in_ms = std::collections::HashMap::with_capacity(seqs.len());
+    session.change("dispatch", &[Param::Int(replica.0), Param::Text(&list)], &[Param::Text(&list)], |row| {
+        in_ms.insert(Seq(row.int(1)?), row.int(2)?.max(0).unsigned_abs());
+        Ok(())
+    })?;
+    Ok(seqs.iter().filter_map(|seq| in_ms.get(seq).map(|&in_ms| Due { seq: *seq, in_ms })).collect())
+}
+
+fn recall(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<usize, StoreError> {
+    let mut lost = Vec::new();
+    session.query(name, params, |row| {
+        lost.push(row.int(1)?);
+        Ok(())
+    })?;
+    if !lost.is_empty() {
+        let list = id_list(session.dialect(), lost.iter().copied());
+        session.execute("recall", &[Param::Text(&list)])?;
+    }
+    Ok(lost.len())
+}
+
+pub(super) fn limit(count: usize) -> Param<'static> {
+    Param::Int(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// `[1,2,3]`, as the leases keep the jobs they cover.
+pub(super) fn json_list(seqs: &[Seq]) -> Result<String, StoreError> {
+    json(&seqs.iter().map(|seq| seq.0).collect::<Vec<_>>())
+}

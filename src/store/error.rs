@@ -1,0 +1,142 @@
+//! What can go wrong in the store, named by what the caller does next. Sorted by code, never by text.
+
+use odbc_api::handles::Record;
+
+use super::dialect::Dialect;
+
+/// An error of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be used now: away, no connection free in time, disk full, read-only. Nothing was stored, or it is not
+    /// known; try again later.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// Another transaction stood in the way (deadlock, lock time-out) more often than the store tries by itself.
+    #[error("the database is contended: {0}")]
+    Contended(String),
+    /// A unique value exists already.
+    #[error("the database holds this already: {0}")]
+    Conflict(String),
+    /// The database or its driver answered what it must not: a statement was refused, a row cannot be read, the schema does not fit.
+    /// Trying again does not help.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anybody doing anything to the call.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_) | StoreError::Contended(_))
+    }
+
+    /// Sorts an error of the driver.
+    pub(super) fn of(dialect: Dialect, error: odbc_api::Error) -> StoreError {
+        match &error {
+            odbc_api::Error::Diagnostics { record, .. } => Self::of_record(dialect, record),
+            _ => StoreError::Corrupt(error.to_string()),
+        }
+    }
+
+    fn of_record(dialect: Dialect, record: &Record) -> StoreError {
+        let state = record.state.as_str();
+        let text = record.to_string();
+        match dialect.kind_of(state, record.native_error) {
+            Kind::Unavailable => StoreError::Unavailable(text),
+            Kind::Contended => StoreError::Contended(text),
+            Kind::Conflict => StoreError::Conflict(text),
+            Kind::Corrupt => StoreError::Corrupt(text),
+        }
+    }
+}
+
+/// What an error code means for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Unavailable,
+    Contended,
+    Conflict,
+    Corrupt,
+}
+
+/// SQLSTATEs that every driver gives for a connection that is gone or cannot be had, and for a time-out.
+const CONNECTION_STATES: [&str; 4] = ["HYT00", "HYT01", "IM006", "01002"];
+
+impl Dialect {
+    fn kind_of(self, state: &str, native: i32) -> Kind {
+        let by_code = match self {
+            Dialect::Mssql => mssql_kind(native),
+            Dialect::Postgres => postgres_kind(state),
+            Dialect::Sqlite => sqlite_kind(native),
+        };
+        match by_code {
+            Some(kind) => kind,
+            None if state.starts_with("08") || CONNECTION_STATES.contains(&state) => Kind::Unavailable,
+            None => Kind::Corrupt,
+        }
+    }
+}
+
+/// By the error numbers of SQL Server and Azure SQL ("Database Engine events and errors" and "Troubleshoot transient connection
+/// errors" in Microsoft's documentation). FreeTDS gives deadlocks as SQLSTATE 42000, so only the number tells.
+fn mssql_kind(native: i32) -> Option<Kind> {
+    match native {
+        1205 | 1222 | 3960 => Some(Kind::Contended),
+        2601 | 2627 => Some(Kind::Conflict),
+        // Transaction log or disk full, database or server away, moving, starting or throttled; login refused while it recovers.
+        233 | 596 | 601 | 615 | 926 | 945 | 1101 | 1105 | 3906 | 3908 | 4060 | 4221 | 6005 | 9002 | 10053 | 10054 | 10060
+        | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197 | 18401 | 18456 | 20003 | 20004 | 20006 | 20009 | 20047
+        | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613 | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109
+        | 49918 | 49919 | 49920 => Some(Kind::Unavailable),
+        _ => None,
+    }
+}
+
+/// By SQLSTATE ("PostgreSQL Error Codes", appendix A of its manual).
+fn postgres_kind(state: &str) -> Option<Kind> {
+    match state {
+        "40001" | "40P01" | "55P03" => Some(Kind::Contended),
+        "23505" => Some(Kind::Conflict),
+        // Class 53: out of resources; 57: operator intervention, time-outs; 25006: a read-only standby; 25P03: idle in transaction
+        // too long; 28: login refused, as when a password was just changed; 58: system error.
+        _ if ["53", "57", "58", "28"].iter().any(|class| state.starts_with(class)) || matches!(state, "25006" | "25P03") => {
+            Some(Kind::Unavailable)
+        }
+        _ => None,
+    }
+}
+
+/// By result code ("Result and Error Codes" of SQLite's manual); the driver gives the primary code as native error.
+fn sqlite_kind(native: i32) -> Option<Kind> {
+    match native & 0xff {
+        5 | 6 => Some(Kind::Contended),
+        19 => Some(Kind::Conflict),
+        // PERM, NOMEM, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL
+        3 | 7 | 8 | 10 | 13 | 14 | 15 => Some(Kind::Unavailable),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadlock_is_known_by_number_though_freetds_calls_it_a_syntax_error() {
+        assert_eq!(Dialect::Mssql.kind_of("42000", 1205), Kind::Contended);
+        assert_eq!(Dialect::Mssql.kind_of("42000", 102), Kind::Corrupt);
+    }
+
+    #[test]
+    fn a_lost_connection_is_known_under_every_dialect() {
+        for dialect in [Dialect::Mssql, Dialect::Postgres, Dialect::Sqlite] {
+            assert_eq!(dialect.kind_of("08S01", 0), Kind::Unavailable, "{dialect:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_shuts_down_is_unavailable_and_a_duplicate_a_conflict() {
+        assert_eq!(Dialect::Postgres.kind_of("57P01", 1), Kind::Unavailable);
+        assert_eq!(Dialect::Postgres.kind_of("23505", 1), Kind::Conflict);
+        assert_eq!(Dialect::Sqlite.kind_of("HY000", 13), Kind::Unavailable);
+    }
+}

@@ -1,0 +1,220 @@
+//! Leases and replicas: renewing what is held, ending what ran out, showing who is alive.
+
+use std::time::Duration;
+
+use super::claim::{lane, small};
+use super::dispatch::limit;
+use super::outcome::{Outcome, Pairs, Released, finish, release};
+use super::session::{Param, Session};
+use super::submit::uuid;
+use super::{Store, StoreError, id_list, millis};
+use crate::job::{ReplicaId, Seq, Token};
+use crate::retry::Verdict;
+
+/// Leases that one round ends at most; each covers up to [`super::BATCH_MAX`] jobs.
+const EXPIRED_MAX: usize = 10;
+
+/// What a beat found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Whether leases have run out, so that their jobs must be taken back.
+    pub leases_expired: bool,
+    /// Whether replicas have died, so that the ids in their timers must be dispatched anew.
+    pub replicas_dead: bool,
+}
+
+/// A job whose lease ran out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// Arrival number.
+    pub seq: Seq,
+    /// Selects the retry policy.
+    pub job_type: String,
+    /// Failed attempts so far.
+    pub retry_count: u32,
+    /// Retries after the first attempt.
+    pub max_retries: u32,
+    /// The replica that held the lease.
+    pub replica: ReplicaId,
+}
+
+impl Store {
+    /// Renews the leases of `held` to `lease` from now, by the database's clock.
+    ///
+    /// Returns the leases that this replica no longer holds; the caller must stop their jobs, whose outcomes are refused.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if no connection is free within the pool's wait.
+    pub fn renew(&self, held: &[Token], lease: Duration) -> Result<Vec<Token>, StoreError> {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.write(|session| {
+            let tokens = id_list(session.dialect(), held.iter().map(|token| token.0));
+            let mut renewed = std::collections::HashSet::new();
+            let params = [Param::Int(millis(lease)), Param::Text(&tokens)];
+            session.change("leases_renew", &params, &[Param::Text(&tokens)], |row| {
+                renewed.insert(Token(row.int(1)?));
+                Ok(())
+            })?;
+            Ok(held.iter().copied().filter(|token| !renewed.contains(token)).collect())
+        })
+    }
+
+    /// Removes leases whose jobs all have their outcome.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn end_leases(&self, tokens: &[Token]) -> Result<(), StoreError> {
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let tokens = id_list(self.dialect, tokens.iter().map(|token| token.0));
+        self.write_one(|session| session.execute("leases_end", &[Param::Text(&tokens)]))
+    }
+
+    /// Which of the given jobs are no longer running under the given tokens: cancelled, or lost.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn not_held(&self, held: &[(Seq, Token)]) -> Result<Vec<(Seq, Token)>, StoreError> {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pairs = Pairs::of(self.dialect, held);
+        self.read(|session| {
+            let mut gone = Vec::new();
+            session.query("not_held", &pairs.params(), |row| {
+                gone.push((Seq(row.int(1)?), Token(row.int(2)?)));
+                Ok(())
+            })?;
+            Ok(gone)
+        })
+    }
+
+    /// Ends leases that ran out, and lets `verdict` decide what becomes of the jobs still running under them.
+    ///
+    /// Returns the jobs that were taken back. As many as a full round can mean that more are left.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn expire(&self, replica: ReplicaId, verdict: impl Fn(&Expired) -> Verdict) -> Result<Vec<Expired>, StoreError> {
+        self.write(|session| {
+            let mut taken = Vec::new();
+            let leases = leases(session, "leases_expired", &[limit(EXPIRED_MAX)])?;
+            // Ended before its jobs are judged: a replica that wakes up now finds its lease gone.
+            let tokens = id_list(session.dialect(), leases.iter().map(|lease| lease.token.0));
+            session.execute("leases_end", &[Param::Text(&tokens)])?;
+            for lease in leases {
+                let (expired, outcomes) = running_under(session, &lease, &verdict)?;
+                finish(session, &outcomes, replica, None)?;
+                taken.extend(expired);
+            }
+            Ok(taken)
+        })
+    }
+
+    /// Gives back the jobs of leases that `replica` took without learning of it, as when its connection broke at the commit of a claim.
+    /// `known` are the leases it knows of. Their attempt is not consumed; their ids are to be pushed.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn release_unknown(&self, replica: ReplicaId, known: &[Token]) -> Result<Vec<Released>, StoreError> {
+        self.write(|session| {
+            let mut released = Vec::new();
+            let tokens = id_list(session.dialect(), known.iter().map(|token| token.0));
+            let unknown = leases(session, "leases_unknown", &[Param::Int(replica.0), Param::Text(&tokens)])?;
+            for lease in &unknown {
+                let held: Vec<(Seq, Token)> = lease.seqs.iter().map(|&seq| (Seq(seq), lease.token)).collect();
+                if !held.is_empty() {
+                    released.extend(release(session, &held, replica)?);
+                }
+            }
+            let tokens = id_list(session.dialect(), unknown.iter().map(|lease| lease.token.0));
+            session.execute("leases_end", &[Param::Text(&tokens)])?;
+            Ok(released)
+        })
+    }
+
+    /// Shows this replica as alive.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn beat(&self, replica: ReplicaId, name: &str, holds: usize, dead_after: Duration) -> Result<Beat, StoreError> {
+        let own = [Param::Int(replica.0), Param::Text(name), limit(holds)];
+        let dead_after = Param::Int(millis(dead_after));
+        let whole = [own[0], own[1], own[2], dead_after];
+        let params = if self.dialect == super::Dialect::Sqlite { &own[..] } else { &whole[..] };
+        self.write(|session| {
+            let mut beat = Beat::default();
+            session.change("beat", params, &[dead_after], |row| {
+                beat = Beat { leases_expired: row.int(1)? > 0, replicas_dead: row.int(2)? > 0 };
+                Ok(())
+            })?;
+            Ok(beat)
+        })
+    }
+
+    /// Forgets replicas not seen for `dead_after`, once the ids in their timers are recalled.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn bury_replicas(&self, dead_after: Duration) -> Result<(), StoreError> {
+        self.write_one(|session| session.execute("replicas_bury", &[Param::Int(millis(dead_after))]))
+    }
+
+    /// Forgets one replica, at its stop.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn forget_replica(&self, replica: ReplicaId) -> Result<(), StoreError> {
+        self.write_one(|session| session.execute("replica_gone", &[Param::Int(replica.0)]))
+    }
+}
+
+struct Lease {
+    token: Token,
+    seqs: Vec<i64>,
+    replica: ReplicaId,
+}
+
+fn leases(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Lease>, StoreError> {
+    let mut leases = Vec::new();
+    session.query(name, params, |row| {
+        let (token, seqs, replica) = (Token(row.int(1)?), row.text(2)?, ReplicaId(row.int(3)?));
+        let seqs = serde_json::from_str(&seqs)
+            .map_err(|error| StoreError::Corrupt(format!("the jobs of lease {token} cannot be read: {error}")))?;
+        leases.push(Lease { token, seqs, replica });
+        Ok(())
+    })?;
+    Ok(leases)
+}
+
+fn running_under(
+    session: &mut Session,
+    lease: &Lease,
+    verdict: impl Fn(&Expired) -> Verdict,
+) -> Result<(Vec<Expired>, Vec<Outcome>), StoreError> {
+    let seqs = id_list(session.dialect(), lease.seqs.iter().copied());
+    let (mut taken, mut outcomes) = (Vec::new(), Vec::new());
+    session.query("expired_jobs", &[Param::Int(lease.token.0), Param::Text(&seqs)], |row| {
+        let (seq, job_type, lane) = (Seq(row.int(1)?), row.text(2)?, lane(&row.text(3)?));
+        let (retry_count, max_retries) = (small(row.int(4)?), small(row.int(5)?));
+        let (id, unique_key) = (uuid(&row.text(6)?)?, row.maybe_text(7)?);
+        let expired = Expired { seq, job_type, retry_count, max_retries, replica: lease.replica };
+        outcomes.push(Outcome {
+            seq,
+            id,
+            token: lease.token,
+            job_type: expired.job_type.clone(),
+            lane,
+            attempt: retry_count.saturating_add(1),
+            duration: Duration::ZERO,
+            unique_key,
+            verdict: verdict(&expired),
+        });
+        taken.push(expired);
+        Ok(())
+    })?;
+    Ok((taken, outcomes))
+}

@@ -1,0 +1,208 @@
+//! The durable store: every job, its attempts, its dead letter, in SQL Server, PostgreSQL or SQLite. The only code that speaks ODBC.
+//!
+//! [`Store`] says in the words of the domain what can be done; the statements stand in `sql/<dialect>/`. A batch is one statement
+//! with one parameter, a JSON array. Every time that is kept is the database's own.
+
+mod claim;
+mod dialect;
+mod dispatch;
+mod error;
+mod lease;
+mod migrate;
+mod outcome;
+mod pool;
+mod probe;
+mod prune;
+mod read;
+mod session;
+mod submit;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use claim::Claim;
+pub use dialect::Dialect;
+pub use dispatch::{Dispatched, Due, OddRow};
+pub use error::StoreError;
+pub use lease::{Beat, Expired};
+pub use migrate::Migrated;
+pub use outcome::{Accepted, Cancelled, Outcome, Released, Revived};
+pub use prune::Pruned;
+pub use read::{DeadLetterFilter, JobFilter};
+pub use submit::{Idempotency, KeyTaken, Stored, Submitted};
+
+use pool::{Connector, Loan, Pool};
+use session::Session;
+
+/// Rows that one statement touches at most: SQL Server escalates to a table lock at 5,000 locks, and a row takes a few.
+pub const BATCH_MAX: usize = 1_000;
+/// How often a transaction that lost against another (deadlock, lock time-out) is tried again.
+const CONTENDED_TRIES: u32 = 6;
+/// An id may reach a worker this much before its `RunAt`, for the replica's timer and the database's clock run apart a little.
+pub(crate) const EARLY_MS: i64 = 50;
+
+/// How a [`Store`] is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// ODBC connection string.
+    pub connection_string: String,
+    /// Connections at most.
+    pub connections_max: u32,
+    /// How long a call waits for a free connection.
+    pub wait: Duration,
+}
+
+/// The database. Every method blocks, at most for the wait of the pool and the time limits of the session.
+pub struct Store {
+    dialect: Dialect,
+    driver: String,
+    pool: Pool,
+    // SQLite has one writer. Waiting here is fair and prompt; its own busy handler sleeps in steps of up to 100 ms.
+    writer: Mutex<()>,
+}
+
+impl Store {
+    /// Connects, finds out the dialect, and tries whether the driver brings text through unchanged.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if there is no connection; [`StoreError::Corrupt`] if the database is none of the known ones,
+    /// or the driver changes text.
+    pub fn open(options: &Options) -> Result<Store, StoreError> {
+        let (connection, dbms) = pool::connect(&options.connection_string)?;
+        let dialect = Dialect::of_dbms(&dbms).ok_or_else(|| {
+            StoreError::Corrupt(format!("the database calls itself {dbms:?}; Trilane knows SQL Server, PostgreSQL and SQLite"))
+        })?;
+        let (text, driver) = probe::text_mode(connection, dialect, &options.connection_string)?;
+        let connector = Connector { connection_string: options.connection_string.clone(), dialect, text };
+        let connections_max = options.connections_max.max(1);
+        let pool = pool::pool(connector, connections_max, options.wait);
+        Ok(Store { dialect, driver, pool, writer: Mutex::new(()) })
+    }
+
+    /// The kind of database.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// How text goes through the driver, for `trilane check`.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] if it does not.
+    pub fn ping(&self) -> Result<(), StoreError> {
+        self.read(|session| session.execute("ping", &[]))
+    }
+
+    /// The ODBC connection string of an SQLite file, made when it is first opened.
+    pub fn sqlite_connection_string(path: &std::path::Path) -> String {
+        // Timeout: milliseconds that SQLite waits for another process's lock.
+        format!("Driver={{SQLite3}};Database={};Timeout=10000;NoTXN=0;", path.display())
+    }
+
+    fn loan(&self) -> Result<Loan, StoreError> {
+        self.pool.get().map_err(|error| StoreError::Unavailable(format!("no connection: {error}")))
+    }
+
+    /// Runs `work` on a session, outside a transaction.
+    fn read<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.again_while_contended(|| work(&mut *self.loan()?))
+    }
+
+    /// Runs `work` in a transaction of its own, which is undone if it fails, and tried again if another stood in its way.
+    fn write<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.again_while_contended(|| {
+            let _turn = self.writers_turn();
+            let mut session = self.loan()?;
+            let mut transaction = Transaction::begin(&mut session)?;
+            let value = work(transaction.session)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+    }
+
+    /// Runs `work`, whose one statement is its own transaction.
+    fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.again_while_contended(|| {
+            let _turn = self.writers_turn();
+            work(&mut *self.loan()?)
+        })
+    }
+
+    fn writers_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        (self.dialect == Dialect::Sqlite).then(|| self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn again_while_contended<T>(&self, mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut tries = 1;
+        loop {
+            match work() {
+                Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES => {
+                    log::debug!("contended, try {tries}: {why}");
+                    std::thread::sleep(Duration::from_millis(random_below(5 << tries)));
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// A transaction under way; undone when dropped before [`Transaction::commit`].
+struct Transaction<'s> {
+    session: &'s mut Session,
+    open: bool,
+}
+
+impl<'s> Transaction<'s> {
+    fn begin(session: &'s mut Session) -> Result<Transaction<'s>, StoreError> {
+        session.begin()?;
+        Ok(Transaction { session, open: true })
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.session.commit()?;
+        self.open = false;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            self.session.rollback();
+        }
+    }
+}
+
+/// A random number below `end`, from the random bits of a UUID.
+fn random_below(end: u64) -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().1 % end.max(1)
+}
+
+/// Milliseconds as the statements take them; more than 292 million years count as that.
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The time `ms` milliseconds after 1970 that a column holds.
+fn time(ms: i64) -> crate::clock::Timestamp {
+    crate::clock::Timestamp::from_millis(ms)
+}
+
+/// `[1,2,3]` for SQL Server and SQLite, `{1,2,3}` for PostgreSQL.
+fn id_list(dialect: Dialect, ids: impl IntoIterator<Item = i64>) -> String {
+    let (open, close) = if dialect == Dialect::Postgres { ('{', '}') } else { ('[', ']') };
+    let mut list = String::from(open);
+    for (index, id) in ids.into_iter().enumerate() {
+        if index > 0 {
+            list.push(',');
+        }
+        list.push_str(&id.to_string());
+    }
+    list.push(close);
+    list
+}

@@ -1,0 +1,101 @@
+//! Connections to the database: how one is made, and the pool that hands them out.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use odbc_api::{ConnectionOptions, Environment};
+
+use super::dialect::Dialect;
+use super::error::StoreError;
+use super::session::{Session, TextMode};
+
+/// How long a login may take before it counts as failed.
+const LOGIN_WAIT: Duration = Duration::from_secs(10);
+
+/// Makes connections for the pool.
+#[derive(Clone, Debug)]
+pub(super) struct Connector {
+    pub(super) connection_string: String,
+    pub(super) dialect: Dialect,
+    pub(super) text: TextMode,
+}
+
+/// The pool of sessions.
+pub(super) type Pool = r2d2::Pool<Connector>;
+/// A session on loan from the pool.
+pub(super) type Loan = r2d2::PooledConnection<Connector>;
+
+/// The process's one ODBC environment.
+pub(super) fn environment() -> Result<&'static Environment, StoreError> {
+    static ENVIRONMENT: LazyLock<Result<Environment, String>> =
+        LazyLock::new(|| Environment::new().map_err(|error| error.to_string()));
+    ENVIRONMENT.as_ref().map_err(|error| StoreError::Corrupt(format!("unixODBC cannot be used: {error}")))
+}
+
+/// Opens a bare connection and tells the database's name for itself.
+pub(super) fn connect(connection_string: &str) -> Result<(odbc_api::Connection<'static>, String), StoreError> {
+    let options = ConnectionOptions {
+        login_timeout_sec: u32::try_from(LOGIN_WAIT.as_secs()).ok(),
+        ..ConnectionOptions::default()
+    };
+    // Before the dialect is known, an error is sorted by the SQLSTATEs all drivers share; SQL Server's numbers are unique enough.
+    let connection = environment()?
+        .connect_with_connection_string(connection_string, options)
+        .map_err(|error| StoreError::of(Dialect::Mssql, error))?;
+    let dbms = connection.database_management_system_name().map_err(|error| StoreError::of(Dialect::Mssql, error))?;
+    Ok((connection, dbms))
+}
+
+impl r2d2::ManageConnection for Connector {
+    type Connection = Session;
+    type Error = StoreError;
+
+    fn connect(&self) -> Result<Session, StoreError> {
+        let (connection, _) = connect(&self.connection_string)?;
+        let mut session = Session::new(connection, self.dialect, self.text);
+        begin_session(&mut session)?;
+        Ok(session)
+    }
+
+    // Never called: test_on_check_out is off, for an idle replica is to be quiet. A dead connection is found by its first statement.
+    fn is_valid(&self, _session: &mut Session) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, session: &mut Session) -> bool {
+        session.is_broken()
+    }
+}
+
+/// Settings of one session: `session_1`, `session_2`, … of `sql/<dialect>/queries.sql`.
+fn begin_session(session: &mut Session) -> Result<(), StoreError> {
+    for name in ["session_a", "session_b", "session_c", "session_d"] {
+        if let Some(text) = session.dialect().statement(name) {
+            session.execute_text(text)?;
+        }
+    }
+    Ok(())
+}
+
+/// A pool of up to `connections_max`, each made when first needed.
+pub(super) fn pool(connector: Connector, connections_max: u32, wait: Duration) -> Pool {
+    r2d2::Pool::builder()
+        .max_size(connections_max)
+        .min_idle(Some(0))
+        .test_on_check_out(false)
+        .connection_timeout(wait)
+        .max_lifetime(Some(Duration::from_secs(60 * 60)))
+        .idle_timeout(Some(Duration::from_secs(10 * 60)))
+        .error_handler(Box::new(Quiet))
+        .build_unchecked(connector)
+}
+
+/// r2d2 tells of each failed connection; the duty that waits for it tells too, once an outage.
+#[derive(Debug)]
+struct Quiet;
+
+impl r2d2::HandleError<StoreError> for Quiet {
+    fn handle_error(&self, error: StoreError) {
+        log::debug!("no connection to the database: {error}");
+    }
+}

@@ -1,0 +1,102 @@
+//! A driver is tried before it is trusted: 100 KB of text with emoji goes to the database and back before anything else does.
+
+use odbc_api::Connection;
+
+use super::dialect::Dialect;
+use super::error::StoreError;
+use super::session::{Param, Session, TextMode};
+
+/// UTF-8 bytes of the text that is sent.
+const PROBE_BYTES: usize = 100 * 1024;
+
+/// Finds out how text goes through this driver unchanged. Returns that, and a sentence that tells it.
+pub(super) fn text_mode(
+    connection: Connection<'static>,
+    dialect: Dialect,
+    connection_string: &str,
+) -> Result<(TextMode, String), StoreError> {
+    // Narrow text loses emoji on the way to SQL Server, so it is not even tried there.
+    let modes: &[TextMode] = match dialect {
+        Dialect::Mssql => &[TextMode::Wide, TextMode::WideChunks],
+        Dialect::Postgres | Dialect::Sqlite => &[TextMode::Narrow, TextMode::Wide],
+    };
+    let driver = driver_name(connection_string);
+    let mut session = Session::new(connection, dialect, modes[0]);
+    let mut findings = Vec::new();
+    for &mode in modes {
+        session.set_text_mode(mode);
+        match comes_back_unchanged(&mut session) {
+            Ok(()) => return Ok((mode, format!("{driver}, {}", describe(mode)))),
+            Err(finding @ StoreError::Unavailable(_)) => return Err(finding),
+            Err(finding) => findings.push(format!("{}: {finding}", describe(mode))),
+        }
+    }
+    Err(StoreError::Corrupt(format!(
+        "the ODBC driver {driver} changes text on its way to {} and back, so jobs would be damaged; use another driver or version ({})",
+        dialect.as_str(),
+        findings.join("; ")
+    )))
+}
+
+fn comes_back_unchanged(session: &mut Session) -> Result<(), StoreError> {
+    let sent = probe_text();
+    let mut received = String::new();
+    session.query("probe", &[Param::Text(&sent)], |row| {
+        received = row.text(1)?;
+        Ok(())
+    })?;
+    if received == sent {
+        return Ok(());
+    }
+    let same = sent.chars().zip(received.chars()).take_while(|(a, b)| a == b).count();
+    let (sent, received) = (sent.chars().count(), received.chars().count());
+    Err(StoreError::Corrupt(format!("sent {sent} characters, got {received}, the first {same} of them unchanged")))
+}
+
+/// Text in which a cut or a change at any place shows: numbered pieces of one to four UTF-8 bytes a character.
+fn probe_text() -> String {
+    let mut text = String::with_capacity(PROBE_BYTES + 64);
+    let mut number = 0;
+    while text.len() < PROBE_BYTES {
+        text.push_str(&format!("{number} \"quoted\" 'and' \\ ä ß 漢字 🦀👩\u{200d}🚀\n"));
+        number += 1;
+    }
+    text
+}
+
+fn describe(mode: TextMode) -> &'static str {
+    match mode {
+        TextMode::Narrow => "text as UTF-8",
+        TextMode::Wide => "text as UTF-16",
+        TextMode::WideChunks => "text as UTF-16 in chunks of 4,000",
+    }
+}
+
+/// The driver or data source that a connection string names.
+fn driver_name(connection_string: &str) -> &str {
+    let named = |key: &str| {
+        connection_string.split(';').find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            name.trim().eq_ignore_ascii_case(key).then(|| value.trim().trim_matches(['{', '}']))
+        })
+    };
+    named("Driver").or_else(|| named("DSN")).unwrap_or("(unnamed)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_holds_every_width_of_character() {
+        let text = probe_text();
+
+        assert!(text.len() >= PROBE_BYTES);
+        assert!((1..=4).all(|bytes| text.chars().any(|character| character.len_utf8() == bytes)));
+    }
+
+    #[test]
+    fn the_driver_is_named_without_the_secrets_around_it() {
+        assert_eq!(driver_name("Server=x;PWD=secret;driver={FreeTDS};"), "FreeTDS");
+    }
+}

@@ -1,0 +1,253 @@
+//! Storing new jobs: many in one statement, with unique keys and idempotency keys in the same transaction.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::session::{Param, Session};
+use super::{BATCH_MAX, Dialect, Store, StoreError, millis, time};
+use crate::clock::Timestamp;
+use crate::job::{NewJob, ReplicaId, Seq, Start};
+
+/// A client's key for one call, so that a repeat of the call does not store its jobs again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// As the client sent it, up to 200 characters.
+    pub key: String,
+    /// SHA-256 of the request's body.
+    pub request_hash: [u8; 32],
+}
+
+/// A job that was just stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Arrival number.
+    pub seq: Seq,
+    /// By the database's clock.
+    pub created_at: Timestamp,
+    /// Not started before.
+    pub run_at: Timestamp,
+    /// Milliseconds until it is due where it counts as dispatched, zero for now; `None`: the scheduler will dispatch it.
+    pub due_in_ms: Option<u64>,
+}
+
+/// The unique key of a submitted job belongs to another live job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyTaken {
+    /// Public id of the job that holds it.
+    pub held_by: Uuid,
+}
+
+/// What [`Store::submit_once`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// The jobs were stored now; in their order.
+    Now(Vec<Result<Stored, KeyTaken>>),
+    /// An earlier call with the same key and body stored them; in its order.
+    Before(Vec<Result<Uuid, KeyTaken>>),
+    /// The key was used for another body.
+    Mismatch,
+}
+
+#[derive(Serialize)]
+struct JobRow<'a> {
+    id: Uuid,
+    r#type: &'a str,
+    payload: &'a str,
+    lane: &'a str,
+    max_retries: u32,
+    at_ms: Option<i64>,
+    delay_ms: Option<i64>,
+    timeout_ms: Option<i64>,
+    unique_key: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+pub(super) struct KeyRow<'a> {
+    pub(super) unique_key: &'a str,
+    pub(super) id: Uuid,
+}
+
+/// How one job of a call ended, as kept for repeats.
+#[derive(Serialize, Deserialize)]
+enum Kept {
+    #[serde(rename = "id")]
+    Id(Uuid),
+    #[serde(rename = "held_by")]
+    HeldBy(Uuid),
+}
+
+impl Store {
+    /// Stores jobs in one transaction; those due within `horizon_ms` count as dispatched by `replica`, which must push their ids when
+    /// they are due. With no horizon none is dispatched.
+    ///
+    /// Returns one result for each job, in their order.
+    ///
+    /// # Errors
+    /// On any error nothing is stored, or (connection lost at the commit) it is not known.
+    pub fn submit(
+        &self,
+        jobs: &[&NewJob],
+        replica: ReplicaId,
+        horizon_ms: Option<u64>,
+    ) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
+        if jobs.len() <= BATCH_MAX && jobs.iter().all(|job| job.unique_key.is_none()) && self.dialect != Dialect::Sqlite {
+            let free: Vec<Result<&NewJob, KeyTaken>> = jobs.iter().map(|job| Ok(*job)).collect();
+            return self.write_one(|session| insert(session, &free, replica, horizon_ms));
+        }
+        self.write(|session| {
+            let free = take_keys(session, jobs)?;
+            insert(session, &free, replica, horizon_ms)
+        })
+    }
+
+    /// [`Store::submit`] for a call with an idempotency key.
+    ///
+    /// # Errors
+    /// As [`Store::submit`].
+    pub fn submit_once(
+        &self,
+        jobs: &[&NewJob],
+        idempotency: &Idempotency,
+        replica: ReplicaId,
+        horizon_ms: Option<u64>,
+    ) -> Result<Submitted, StoreError> {
+        let hash = hex(&idempotency.request_hash);
+        if let Some(before) = self.submitted_before(&idempotency.key, &hash)? {
+            return Ok(before);
+        }
+        let now = self.write(|session| {
+            let free = take_keys(session, jobs)?;
+            let results: Vec<Kept> = free.iter().map(|result| match result {
+                Ok(job) => Kept::Id(job.id),
+                Err(taken) => Kept::HeldBy(taken.held_by),
+            }).collect();
+            let results = json(&results)?;
+            session.execute(
+                "idempotency_add",
+                &[Param::Text(&idempotency.key), Param::Text(&hash), Param::Text(&results)],
+            )?;
+            insert(session, &free, replica, horizon_ms)
+        });
+        match now {
+            Ok(results) => Ok(Submitted::Now(results)),
+            // Another call with this key was stored between the look and the insert.
+            Err(StoreError::Conflict(why)) => {
+                self.submitted_before(&idempotency.key, &hash)?.ok_or(StoreError::Conflict(why))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn submitted_before(&self, key: &str, hash: &str) -> Result<Option<Submitted>, StoreError> {
+        let found = self.read(|session| {
+            let mut found = None;
+            session.query("idempotency_find", &[Param::Text(key)], |row| {
+                found = Some((row.text(1)?, row.text(2)?));
+                Ok(())
+            })?;
+            Ok(found)
+        })?;
+        let Some((found_hash, results)) = found else { return Ok(None) };
+        if found_hash.trim_end() != hash {
+            return Ok(Some(Submitted::Mismatch));
+        }
+        let kept: Vec<Kept> = serde_json::from_str(&results)
+            .map_err(|error| StoreError::Corrupt(format!("the results kept for an idempotency key cannot be read: {error}")))?;
+        let results = kept.into_iter().map(|kept| match kept {
+            Kept::Id(id) => Ok(id),
+            Kept::HeldBy(held_by) => Err(KeyTaken { held_by }),
+        });
+        Ok(Some(Submitted::Before(results.collect())))
+    }
+}
+
+/// Takes the unique keys; a job whose key another holds (in the table, or before it in `jobs`) is replaced by who holds it.
+fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Result<&'a NewJob, KeyTaken>>, StoreError> {
+    let mut first: HashMap<&str, Uuid> = HashMap::new();
+    for job in jobs {
+        if let Some(key) = &job.unique_key {
+            first.entry(key).or_insert(job.id);
+        }
+    }
+    let mut wanted: Vec<KeyRow<'_>> = first.iter().map(|(key, id)| KeyRow { unique_key: key, id: *id }).collect();
+    wanted.sort_by_key(|row| row.unique_key);
+    let mut holders: HashMap<String, Uuid> = HashMap::new();
+    for rows in wanted.chunks(BATCH_MAX) {
+        let rows = json(rows)?;
+        session.execute("keys_take", &[Param::Text(&rows)])?;
+        session.query("keys_held", &[Param::Text(&rows)], |row| {
+            holders.insert(row.text(1)?, uuid(&row.text(2)?)?);
+            Ok(())
+        })?;
+    }
+    let held_by_another = |job: &NewJob| {
+        let key = job.unique_key.as_ref()?;
+        // A key that nobody holds any more was freed between the two statements; whoever asks again gets it.
+        let held_by = holders.get(key).copied().unwrap_or_else(Uuid::nil);
+        (held_by != job.id).then_some(KeyTaken { held_by })
+    };
+    Ok(jobs.iter().map(|job| held_by_another(job).map_or(Ok(*job), Err)).collect())
+}
+
+fn insert(
+    session: &mut Session,
+    jobs: &[Result<&NewJob, KeyTaken>],
+    replica: ReplicaId,
+    horizon_ms: Option<u64>,
+) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
+    let free: Vec<&NewJob> = jobs.iter().filter_map(|job| job.as_ref().ok().copied()).collect();
+    let mut stored: HashMap<Uuid, Stored> = HashMap::with_capacity(free.len());
+    let horizon_ms = horizon_ms.and_then(|ms| i64::try_from(ms).ok());
+    for jobs in free.chunks(BATCH_MAX) {
+        let rows: Vec<JobRow<'_>> = jobs.iter().map(|job| job_row(job)).collect();
+        let rows = json(&rows)?;
+        let params = [Param::Text(&rows), Param::Int(replica.0), Param::MaybeInt(horizon_ms)];
+        session.change("submit", &params, &[Param::Text(&rows)], |row| {
+            let (seq, id) = (Seq(row.int(1)?), uuid(&row.text(2)?)?);
+            let (created_at, run_at) = (time(row.int(3)?), time(row.int(4)?));
+            let due_in_ms = row.maybe_int(5)?.map(|ms| ms.max(0).unsigned_abs());
+            stored.insert(id, Stored { seq, created_at, run_at, due_in_ms });
+            Ok(())
+        })?;
+    }
+    let result = |job: &Result<&NewJob, KeyTaken>| match job {
+        Err(taken) => Ok(Err(*taken)),
+        Ok(job) => stored.get(&job.id).copied().map(Ok).ok_or_else(|| {
+            StoreError::Corrupt(format!("the database did not tell the number of the job {} it stored", job.id))
+        }),
+    };
+    jobs.iter().map(result).collect()
+}
+
+fn job_row(job: &NewJob) -> JobRow<'_> {
+    let (at_ms, delay_ms) = match job.start {
+        Start::Now => (None, None),
+        Start::At(time) => (Some(time.as_millis()), None),
+        Start::After(delay) => (None, Some(millis(delay))),
+    };
+    JobRow {
+        id: job.id,
+        r#type: &job.job_type,
+        payload: &job.payload,
+        lane: job.lane.as_str(),
+        max_retries: job.max_retries,
+        at_ms,
+        delay_ms,
+        timeout_ms: job.timeout.map(millis),
+        unique_key: job.unique_key.as_deref(),
+    }
+}
+
+pub(super) fn json(value: &(impl Serialize + ?Sized)) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(format!("a batch cannot be written as JSON: {error}")))
+}
+
+pub(super) fn uuid(text: &str) -> Result<Uuid, StoreError> {
+    Uuid::try_parse(text.trim()).map_err(|error| StoreError::Corrupt(format!("{text:?} is not an id: {error}")))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,753 @@
+//! One suite over every dialect: what each method of the store promises, and each move of the state machine.
+
+#[path = "support/stores.rs"]
+mod stores;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use stores::{TestStore, dialects, execute, number, on_every_dialect};
+use trilane::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start, Status, Token};
+use trilane::retry::Verdict;
+use trilane::store::{
+    Cancelled, DeadLetterFilter, Dialect, Idempotency, JobFilter, Outcome, Revived, Store, StoreError, Stored, Submitted,
+};
+use uuid::Uuid;
+
+const REPLICA: ReplicaId = ReplicaId(41);
+const OTHER: ReplicaId = ReplicaId(42);
+const LEASE: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_secs(120);
+const HORIZON_MS: Option<u64> = Some(120_000);
+
+fn jobs(count: usize, lane: Lane) -> Vec<NewJob> {
+    let job = |n| NewJob { lane, ..NewJob::new("send_email", format!("{{\"n\":{n}}}")) };
+    (0..count).map(job).collect()
+}
+
+fn submit(store: &Store, jobs: &[NewJob]) -> Vec<Stored> {
+    let jobs: Vec<&NewJob> = jobs.iter().collect();
+    let results = store.submit(&jobs, REPLICA, HORIZON_MS).expect("stored");
+    results.into_iter().map(|result| result.expect("no key was taken")).collect()
+}
+
+fn submit_one(store: &Store, job: NewJob) -> Stored {
+    submit(store, &[job])[0]
+}
+
+fn claim(store: &Store, seqs: &[Seq]) -> Vec<ClaimedJob> {
+    store.claim(seqs, REPLICA, LEASE).expect("claimed")
+}
+
+fn claim_one(store: &Store, stored: Stored) -> ClaimedJob {
+    claim(store, &[stored.seq]).pop().expect("the job was free")
+}
+
+fn outcome(job: &ClaimedJob, verdict: Verdict) -> Outcome {
+    Outcome {
+        seq: job.seq,
+        id: job.id,
+        token: job.token,
+        job_type: job.job_type.clone(),
+        lane: job.lane,
+        attempt: job.attempt(),
+        duration: Duration::from_millis(5),
+        unique_key: job.unique_key.clone(),
+        verdict,
+    }
+}
+
+fn finish(store: &Store, job: &ClaimedJob, verdict: Verdict) -> bool {
+    let accepted = store.finish(&[outcome(job, verdict)], REPLICA, TICK).expect("finished");
+    !accepted.is_empty()
+}
+
+fn retry(delay: Duration) -> Verdict {
+    Verdict::Retry { delay, error: "no answer".into() }
+}
+
+fn bury() -> Verdict {
+    Verdict::Bury { reason: "address refused \u{1F980} \0 \"quoted\"".into() }
+}
+
+fn status(store: &Store, id: Uuid) -> Status {
+    Status::parse(&store.job(id).expect("read").expect("there").status).expect("known")
+}
+
+fn letters(store: &Store) -> usize {
+    store.dead_letters(&DeadLetterFilter::default(), None, 1_000).expect("read").len()
+}
+
+#[test]
+fn a_submitted_job_is_read_back_as_it_was() {
+    on_every_dialect(|store| {
+        let job = NewJob {
+            lane: Lane::High,
+            max_retries: 7,
+            timeout: Some(Duration::from_millis(1_500)),
+            unique_key: Some("order-1 ❄".into()),
+            ..NewJob::new("a:b.c-D_9", "{\"quote\":\"it's \\\"so\\\"\",\"emoji\":\"🦀👩‍🚀\",\"zero\":\"\\u0000\"}")
+        };
+
+        let stored = submit_one(store, job.clone());
+
+        let read = store.job(job.id).expect("read").expect("there");
+        assert_eq!((read.seq, read.id, &read.job_type, &read.payload), (stored.seq, job.id, &job.job_type, &job.payload));
+        assert_eq!((read.priority.as_str(), read.max_retries, read.retry_count), ("high", 7, 0));
+        assert_eq!((read.status.as_str(), read.timeout_ms), ("queued", Some(1_500)));
+        assert_eq!((read.created_at, read.run_at), (stored.created_at, stored.run_at));
+        assert_eq!(read.unique_key.as_deref(), Some("order-1 ❄"));
+        assert_eq!(stored.due_in_ms, Some(0));
+    });
+}
+
+#[test]
+fn a_payload_of_256_kib_of_emoji_comes_back_unchanged() {
+    on_every_dialect(|store| {
+        let payload = format!("\"{}\"", "🦀\\\"'ä漢".repeat(256 * 1024 / 14));
+        let job = NewJob::new("big", payload.clone());
+
+        let stored = submit_one(store, job.clone());
+
+        assert_eq!(store.job(job.id).expect("read").expect("there").payload, payload);
+        assert_eq!(claim_one(store, stored).payload, payload);
+    });
+}
+
+#[test]
+fn jobs_arrive_in_the_order_of_their_call_even_beyond_one_batch() {
+    on_every_dialect(|store| {
+        let jobs = jobs(2_500, Lane::Low);
+
+        let stored = submit(store, &jobs);
+
+        assert!(stored.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+        let listed = store.jobs(&JobFilter::default(), None, 5_000).expect("read");
+        assert!(listed.iter().map(|job| job.id).eq(jobs.iter().map(|job| job.id)));
+    });
+}
+
+#[test]
+fn a_delayed_job_counts_as_dispatched_only_within_the_horizon() {
+    on_every_dialect(|store| {
+        let after = |seconds| NewJob { start: Start::After(Duration::from_secs(seconds)), ..NewJob::new("later", "{}") };
+
+        let soon = submit_one(store, after(60));
+        let late = submit_one(store, after(600));
+
+        let due = soon.due_in_ms.expect("dispatched");
+        assert!((59_000..=60_000).contains(&due), "{due}");
+        assert_eq!(soon.run_at.as_millis() - soon.created_at.as_millis(), 60_000);
+        assert_eq!(late.due_in_ms, None);
+    });
+}
+
+#[test]
+fn run_at_is_kept_to_the_millisecond() {
+    on_every_dialect(|store| {
+        let at = "2031-02-03T04:05:06.789Z".parse().expect("a time");
+        let job = NewJob { start: Start::At(at), ..NewJob::new("later", "{}") };
+
+        let stored = submit_one(store, job.clone());
+
+        assert_eq!(stored.run_at, at);
+        assert_eq!(store.job(job.id).expect("read").expect("there").run_at, at);
+    });
+}
+
+#[test]
+fn without_a_horizon_nothing_is_dispatched_and_the_scheduler_finds_it() {
+    on_every_dialect(|store| {
+        let new = NewJob::new("x", "{}");
+        let stored = store.submit(&[&new], REPLICA, None).expect("stored")[0].expect("no key");
+
+        let found = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched");
+
+        assert_eq!(stored.due_in_ms, None);
+        assert_eq!(found.due.iter().map(|due| due.seq).collect::<Vec<_>>(), [stored.seq]);
+        assert!(store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due.is_empty());
+    });
+}
+
+#[test]
+fn a_unique_key_admits_one_live_job() {
+    on_every_dialect(|store| {
+        let keyed = || NewJob { unique_key: Some("invoice-7".into()), ..NewJob::new("x", "{}") };
+        let (first, second, third) = (keyed(), keyed(), NewJob::new("x", "{}"));
+
+        let results = store.submit(&[&first, &second, &third], REPLICA, HORIZON_MS).expect("stored");
+
+        assert_eq!(results[1].expect_err("taken").held_by, first.id);
+        assert!(results[0].is_ok() && results[2].is_ok());
+        let again = store.submit(&[&second], REPLICA, HORIZON_MS).expect("answered");
+        assert_eq!(again[0].expect_err("taken").held_by, first.id);
+        assert!(store.job(second.id).expect("read").is_none());
+    });
+}
+
+#[test]
+fn a_unique_key_is_free_again_when_its_job_ends() {
+    on_every_dialect(|store| {
+        let keyed = || NewJob { unique_key: Some("invoice-8".into()), ..NewJob::new("x", "{}") };
+        let end = |how: &dyn Fn(Stored, Uuid)| {
+            let job = keyed();
+            let stored = store.submit(&[&job], REPLICA, HORIZON_MS).expect("answered")[0].expect("the key is free");
+            how(stored, job.id);
+        };
+
+        end(&|stored, _| assert!(finish(store, &claim_one(store, stored), Verdict::Complete)));
+        end(&|stored, _| assert!(finish(store, &claim_one(store, stored), bury())));
+        end(&|_, id| assert!(matches!(store.cancel(id).expect("answered"), Cancelled::Done(_))));
+        end(&|stored, _| assert!(finish(store, &claim_one(store, stored), retry(Duration::ZERO))));
+
+        let job = keyed();
+        assert!(store.submit(&[&job], REPLICA, HORIZON_MS).expect("answered")[0].is_err(), "a retrying job keeps its key");
+    });
+}
+
+#[test]
+fn an_idempotency_key_stores_its_call_once() {
+    on_every_dialect(|store| {
+        let (job, again) = (NewJob::new("x", "{}"), NewJob::new("x", "{}"));
+        let key = |hash| Idempotency { key: "call-1".into(), request_hash: [hash; 32] };
+
+        let first = store.submit_once(&[&job], &key(1), REPLICA, HORIZON_MS).expect("stored");
+        let second = store.submit_once(&[&again], &key(1), REPLICA, HORIZON_MS).expect("answered");
+        let other = store.submit_once(&[&again], &key(2), REPLICA, HORIZON_MS).expect("answered");
+
+        assert!(matches!(&first, Submitted::Now(results) if results.len() == 1));
+        assert_eq!(second, Submitted::Before(vec![Ok(job.id)]));
+        assert_eq!(other, Submitted::Mismatch);
+        assert_eq!(store.jobs(&JobFilter::default(), None, 10).expect("read").len(), 1);
+    });
+}
+
+#[test]
+fn concurrent_calls_with_one_idempotency_key_store_it_once() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        fresh.store.migrate().expect("migrated");
+        let key = Idempotency { key: "call-2".into(), request_hash: [7; 32] };
+
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let job = NewJob::new("x", "{}");
+                    fresh.store.submit_once(&[&job], &key, REPLICA, HORIZON_MS).expect("answered")
+                });
+            }
+        });
+
+        assert_eq!(fresh.store.jobs(&JobFilter::default(), None, 10).expect("read").len(), 1, "{dialect:?}");
+    }
+}
+
+#[test]
+fn a_claimed_job_cannot_be_claimed_again() {
+    on_every_dialect(|store| {
+        let stored = submit(store, &jobs(3, Lane::High));
+        let seqs: Vec<Seq> = stored.iter().map(|job| job.seq).collect();
+
+        let first = claim(store, &[seqs[2], seqs[0]]);
+        let second = store.claim(&seqs, OTHER, LEASE).expect("claimed");
+
+        assert_eq!(first.iter().map(|job| job.seq).collect::<Vec<_>>(), [seqs[2], seqs[0]], "in the order asked for");
+        assert_eq!(second.iter().map(|job| job.seq).collect::<Vec<_>>(), [seqs[1]]);
+        assert!(second[0].token > first[0].token);
+        assert_eq!((first[0].attempt(), first[0].lane), (1, Lane::High));
+    });
+}
+
+#[test]
+fn concurrent_claimers_never_get_one_job_twice() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        fresh.store.migrate().expect("migrated");
+        let seqs: Vec<Seq> = submit(&fresh.store, &jobs(600, Lane::Low)).iter().map(|job| job.seq).collect();
+
+        let claimed: Vec<Seq> = std::thread::scope(|scope| {
+            let claimers: Vec<_> = (0..6i64)
+                .map(|number| {
+                    let (store, seqs) = (fresh.another(), &seqs);
+                    scope.spawn(move || {
+                        let mut mine = Vec::new();
+                        // Overlapping windows from different ends, so that claimers meet.
+                        let windows: Vec<&[Seq]> = seqs.chunks(40).collect();
+                        let order: Box<dyn Iterator<Item = &&[Seq]>> =
+                            if number % 2 == 0 { Box::new(windows.iter()) } else { Box::new(windows.iter().rev()) };
+                        for window in order {
+                            let jobs = store.claim(window, ReplicaId(number + 1), LEASE).expect("claimed");
+                            mine.extend(jobs.iter().map(|job| job.seq));
+                        }
+                        mine
+                    })
+                })
+                .collect();
+            claimers.into_iter().flat_map(|claimer| claimer.join().expect("no panic")).collect()
+        });
+
+        assert_eq!(claimed.len(), 600, "{dialect:?}");
+        assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 600, "{dialect:?}");
+    }
+}
+
+#[test]
+fn concurrent_claim_next_never_gets_one_job_twice() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        fresh.store.migrate().expect("migrated");
+        let new = jobs(300, Lane::Low);
+        let new: Vec<&NewJob> = new.iter().collect();
+        fresh.store.submit(&new, REPLICA, None).expect("stored");
+
+        let claimed: Vec<Seq> = std::thread::scope(|scope| {
+            let claimers: Vec<_> = (1..=4)
+                .map(|number| {
+                    let store = fresh.another();
+                    scope.spawn(move || {
+                        let mut mine = Vec::new();
+                        let mut empty = 0;
+                        while empty < 20 {
+                            let jobs = store.claim_next(Lane::Low, 25, ReplicaId(number), LEASE).expect("claimed").jobs;
+                            empty = if jobs.is_empty() { empty + 1 } else { 0 };
+                            mine.extend(jobs.iter().map(|job| job.seq));
+                        }
+                        mine
+                    })
+                })
+                .collect();
+            claimers.into_iter().flat_map(|claimer| claimer.join().expect("no panic")).collect()
+        });
+
+        assert_eq!(claimed.len(), 300, "{dialect:?}");
+        assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), 300, "{dialect:?}");
+    }
+}
+
+#[test]
+fn claim_next_takes_what_is_due_in_order_and_leaves_the_rest() {
+    on_every_dialect(|store| {
+        let later = NewJob { start: Start::After(Duration::from_secs(60)), ..NewJob::new("x", "{}") };
+        let early = NewJob { start: Start::At("2020-01-01T00:00:00Z".parse().expect("time")), ..NewJob::new("x", "{}") };
+        let new = [NewJob::new("x", "{}"), later, early];
+        store.submit(&new.iter().collect::<Vec<_>>(), REPLICA, None).expect("stored");
+
+        let claimed = store.claim_next(Lane::Medium, 10, REPLICA, LEASE).expect("claimed").jobs;
+
+        assert_eq!(claimed.iter().map(|job| job.id).collect::<Vec<_>>(), [new[2].id, new[0].id]);
+    });
+}
+
+#[test]
+fn a_job_that_is_not_due_is_not_claimed() {
+    on_every_dialect(|store| {
+        let later = NewJob { start: Start::After(Duration::from_secs(5)), ..NewJob::new("x", "{}") };
+
+        let stored = submit_one(store, later);
+
+        assert!(claim(store, &[stored.seq]).is_empty());
+    });
+}
+
+#[test]
+fn every_outcome_moves_its_job_and_is_refused_under_another_token() {
+    on_every_dialect(|store| {
+        let cases: [(Verdict, Status); 3] = [
+            (Verdict::Complete, Status::Completed),
+            (retry(Duration::from_secs(300)), Status::Retrying),
+            (bury(), Status::Failed),
+        ];
+        for (verdict, becomes) in cases {
+            let job = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+            let stale = ClaimedJob { token: Token(job.token.0 - 1), ..job.clone() };
+
+            assert!(!finish(store, &stale, verdict.clone()), "a stale token must not become {becomes}");
+            assert_eq!(status(store, job.id), Status::Running);
+            assert!(finish(store, &job, verdict.clone()));
+            assert_eq!(status(store, job.id), becomes);
+            assert!(!finish(store, &job, verdict), "an outcome is stored once");
+        }
+        assert_eq!(letters(store), 1);
+    });
+}
+
+#[test]
+fn outcomes_of_several_leases_and_kinds_are_stored_together() {
+    on_every_dialect(|store| {
+        let claimed: Vec<ClaimedJob> =
+            submit(store, &jobs(6, Lane::Low)).into_iter().map(|stored| claim_one(store, stored)).collect();
+        let verdicts = [Verdict::Complete, bury(), retry(Duration::ZERO), Verdict::Complete, bury(), Verdict::Complete];
+        let mut outcomes: Vec<Outcome> = claimed.iter().zip(verdicts).map(|(job, verdict)| outcome(job, verdict)).collect();
+        // The token of another job that this replica holds: it fits the batch, but not this job.
+        outcomes[5].token = claimed[0].token;
+
+        let accepted = store.finish(&outcomes, REPLICA, TICK).expect("finished");
+
+        let accepted: HashSet<Seq> = accepted.iter().map(|accepted| accepted.seq).collect();
+        assert_eq!(accepted, claimed[..5].iter().map(|job| job.seq).collect());
+        let statuses: Vec<&str> = claimed.iter().map(|job| status(store, job.id).as_str()).collect();
+        assert_eq!(statuses, ["completed", "failed", "retrying", "completed", "failed", "running"]);
+        assert_eq!(letters(store), 2);
+    });
+}
+
+#[test]
+fn a_retry_counts_the_attempt_keeps_its_error_and_is_dispatched_within_the_horizon() {
+    on_every_dialect(|store| {
+        let near = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        let far = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+
+        let near_outcome = outcome(&near, retry(Duration::from_secs(3)));
+        let far_outcome = outcome(&far, retry(Duration::from_secs(500)));
+        let accepted = store.finish(&[near_outcome, far_outcome], REPLICA, TICK).expect("finished");
+
+        let due = |seq| accepted.iter().find(|accepted| accepted.seq == seq).expect("accepted").due_in_ms;
+        assert_eq!((due(near.seq), due(far.seq)), (Some(3_000), None));
+        let job = store.job(near.id).expect("read").expect("there");
+        assert_eq!((job.status.as_str(), job.retry_count, job.last_error.as_deref()), ("retrying", 1, Some("no answer")));
+        let attempts = store.failed_attempts(near.id).expect("read");
+        assert_eq!(attempts.len(), 1);
+        assert_eq!((attempts[0].attempt, attempts[0].error.as_str(), attempts[0].token), (1, "no answer", near.token));
+    });
+}
+
+#[test]
+fn a_buried_job_has_one_dead_letter_with_its_payload_and_reason() {
+    on_every_dialect(|store| {
+        let job = NewJob { lane: Lane::High, ..NewJob::new("send_email", "{\"to\":\"🦀\"}") };
+        let claimed = claim_one(store, submit_one(store, job.clone()));
+
+        assert!(finish(store, &claimed, bury()));
+
+        let letters = store.dead_letters(&DeadLetterFilter::default(), None, 10).expect("read");
+        assert_eq!(letters.len(), 1);
+        let letter = &letters[0];
+        assert_eq!((letter.original_job_id, &letter.job_type, &letter.payload), (job.id, &job.job_type, &job.payload));
+        assert_eq!((letter.priority.as_str(), letter.reason.as_str()), ("high", "address refused 🦀 \u{FFFD} \"quoted\""));
+        let read = store.job(job.id).expect("read").expect("there");
+        assert!(read.finished_at.is_some());
+        assert_eq!(read.last_error, Some(letter.reason.clone()));
+    });
+}
+
+#[test]
+fn a_released_job_is_queued_again_with_its_attempt() {
+    on_every_dialect(|store| {
+        let fresh = claim_one(store, submit_one(store, NewJob { lane: Lane::Low, ..NewJob::new("x", "{}") }));
+        let tried = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        assert!(finish(store, &tried, retry(Duration::ZERO)));
+        let tried = claim(store, &[tried.seq]).pop().expect("due");
+
+        let released = store.release(&[(fresh.seq, fresh.token), (tried.seq, tried.token)], REPLICA).expect("released");
+
+        assert_eq!(released.len(), 2);
+        assert!(released.iter().any(|job| job.seq == fresh.seq && job.lane == Lane::Low));
+        assert_eq!((status(store, fresh.id), status(store, tried.id)), (Status::Queued, Status::Retrying));
+        assert!(!finish(store, &fresh, Verdict::Complete), "the token is void");
+        assert_eq!(claim(store, &[fresh.seq])[0].attempt(), 1);
+        assert_eq!(claim(store, &[tried.seq])[0].attempt(), 2);
+    });
+}
+
+#[test]
+fn a_queued_a_retrying_and_a_running_job_can_be_cancelled_and_an_ended_one_cannot() {
+    on_every_dialect(|store| {
+        let queued = NewJob::new("x", "{}");
+        submit_one(store, queued.clone());
+        let running = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        let retrying = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        assert!(finish(store, &retrying, retry(Duration::from_secs(9))));
+        let done = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        assert!(finish(store, &done, Verdict::Complete));
+
+        for id in [queued.id, running.id, retrying.id] {
+            assert!(matches!(store.cancel(id).expect("answered"), Cancelled::Done(_)));
+            assert_eq!(status(store, id), Status::Cancelled);
+        }
+
+        assert!(matches!(store.cancel(done.id).expect("answered"), Cancelled::TooLate(_)));
+        assert_eq!(store.cancel(Uuid::new_v4()).expect("answered"), Cancelled::NotFound);
+        assert!(!finish(store, &running, Verdict::Complete), "the outcome of a cancelled job is refused");
+        assert_eq!(store.not_held(&[(running.seq, running.token)]).expect("read"), [(running.seq, running.token)]);
+        assert!(store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due.is_empty());
+    });
+}
+
+#[test]
+fn a_dead_letter_is_revived_with_all_its_retries() {
+    on_every_dialect(|store| {
+        let job = NewJob { lane: Lane::High, max_retries: 1, ..NewJob::new("x", "{\"a\":1}") };
+        let claimed = claim_one(store, submit_one(store, job.clone()));
+        assert!(finish(store, &claimed, retry(Duration::ZERO)));
+        let claimed = claim(store, &[claimed.seq]).pop().expect("due");
+        assert!(finish(store, &claimed, bury()));
+        let letter = store.dead_letters(&DeadLetterFilter::default(), None, 1).expect("read").remove(0);
+
+        let revived = store.revive(letter.id, REPLICA).expect("answered");
+
+        assert!(matches!(revived, Revived::Queued(released) if released.seq == claimed.seq && released.lane == Lane::High));
+        assert_eq!((status(store, job.id), letters(store)), (Status::Queued, 0));
+        assert_eq!(claim(store, &[claimed.seq])[0].attempt(), 1);
+        assert_eq!(store.revive(letter.id, REPLICA).expect("answered"), Revived::NotFound);
+    });
+}
+
+#[test]
+fn a_dead_letter_is_not_revived_while_another_job_has_its_key() {
+    on_every_dialect(|store| {
+        let keyed = || NewJob { unique_key: Some("k".into()), ..NewJob::new("x", "{}") };
+        let claimed = claim_one(store, submit_one(store, keyed()));
+        assert!(finish(store, &claimed, bury()));
+        let holder = keyed();
+        submit_one(store, holder.clone());
+
+        assert_eq!(store.revive(claimed.id, REPLICA).expect("answered"), Revived::KeyTaken(holder.id));
+
+        store.cancel(holder.id).expect("cancelled");
+        assert!(matches!(store.revive(claimed.id, REPLICA).expect("answered"), Revived::Queued(_)));
+    });
+}
+
+#[test]
+fn an_expired_lease_returns_the_job_once_and_counts_as_a_failed_attempt() {
+    on_every_dialect(|store| {
+        let stored = submit_one(store, NewJob::new("x", "{}"));
+        let lost = store.claim(&[stored.seq], OTHER, Duration::ZERO).expect("claimed").remove(0);
+        let held = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        std::thread::sleep(Duration::from_millis(5)); // OK: lets the lease of zero length run out by the database's clock
+
+        let verdict = |_: &trilane::store::Expired| retry(Duration::ZERO);
+        assert!(store.beat(REPLICA, "test", 0, Duration::from_secs(60)).expect("beats").leases_expired);
+        let expired = store.expire(REPLICA, verdict).expect("expired");
+
+        assert_eq!(expired.iter().map(|job| (job.seq, job.replica)).collect::<Vec<_>>(), [(lost.seq, OTHER)]);
+        assert!(store.expire(REPLICA, verdict).expect("expired").is_empty());
+        assert_eq!(status(store, held.id), Status::Running);
+        assert!(!finish(store, &lost, Verdict::Complete), "the dead replica's outcome is refused");
+        let job = store.job(lost.id).expect("read").expect("there");
+        assert_eq!((job.status.as_str(), job.retry_count), ("retrying", 1));
+        assert_eq!(store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due[0].seq, lost.seq);
+    });
+}
+
+#[test]
+fn a_lease_is_renewed_until_another_ends_it() {
+    on_every_dialect(|store| {
+        let first = store.claim(&[submit_one(store, NewJob::new("x", "{}")).seq], REPLICA, Duration::ZERO).expect("claimed");
+        let second = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+
+        assert!(store.renew(&[first[0].token, second.token], LEASE).expect("renewed").is_empty());
+        assert!(store.expire(OTHER, |_| bury()).expect("expired").is_empty(), "it was renewed in time");
+        store.end_leases(&[second.token]).expect("ended");
+
+        assert_eq!(store.renew(&[first[0].token, second.token], LEASE).expect("renewed"), [second.token]);
+    });
+}
+
+#[test]
+fn a_claim_that_its_replica_never_learned_of_is_given_back() {
+    on_every_dialect(|store| {
+        let known = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+        let unknown = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+
+        let released = store.release_unknown(REPLICA, &[known.token]).expect("released");
+
+        assert_eq!(released.iter().map(|job| job.seq).collect::<Vec<_>>(), [unknown.seq]);
+        assert_eq!((status(store, known.id), status(store, unknown.id)), (Status::Running, Status::Queued));
+    });
+}
+
+#[test]
+fn plain_sql_inserts_are_made_regular_and_dispatched() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        let store = &fresh.store;
+        store.migrate().expect("migrated");
+        let ids: Vec<Uuid> = (0..5).map(|_| Uuid::new_v4()).collect();
+        let rows = [
+            ("send_email", "HIGH", "queued"),
+            ("export_user_data", "Medium", "queued"),
+            ("process_payment", "low", "QUEUED"),
+            ("Notification", "urgent", "queued"),
+            ("ReportGeneration", "HIGH", "pending"),
+        ];
+        for (id, (job_type, priority, status)) in ids.iter().zip(rows) {
+            execute(
+                &fresh.connection_string,
+                &format!(
+                    "INSERT INTO Jobs (Id, Type, Payload, Priority, MaxRetries, RetryCount, Status) \
+                     VALUES ('{id}', '{job_type}', '{{\"a\":1}}', '{priority}', 3, 0, '{status}')"
+                ),
+            );
+        }
+
+        let mut odd = store.regularise().expect("regular");
+        let mut due = Vec::new();
+        for lane in Lane::ALL {
+            let found = store.dispatch(lane, REPLICA, TICK, 100).expect("dispatched");
+            due.extend(found.due.iter().map(|due| due.seq));
+            odd.extend(found.odd);
+        }
+        store.bury_odd(&odd).expect("buried");
+
+        let claimed = claim(store, &due);
+        let claimed: Vec<(Uuid, Lane)> = claimed.iter().map(|job| (job.id, job.lane)).collect();
+        assert_eq!(claimed, [(ids[0], Lane::High), (ids[1], Lane::Medium), (ids[2], Lane::Low)], "{dialect:?}");
+        let letters = store.dead_letters(&DeadLetterFilter::default(), None, 10).expect("read");
+        let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason.as_str()).collect();
+        assert!(reasons[0].contains("\"urgent\"") && reasons[1].contains("\"pending\""), "{reasons:?}");
+        assert_eq!((status(store, ids[3]), status(store, ids[4])), (Status::Failed, Status::Failed));
+        assert!(store.regularise().expect("regular").is_empty());
+    }
+}
+
+#[test]
+fn an_id_lost_on_its_way_is_dispatched_again_and_one_behind_the_head_is_not() {
+    on_every_dialect(|store| {
+        let lost = submit_one(store, NewJob::new("x", "{}"));
+        std::thread::sleep(Duration::from_millis(20)); // OK: the times of dispatch must differ
+        let head = submit_one(store, NewJob::new("x", "{}"));
+        std::thread::sleep(Duration::from_millis(20)); // OK: as above
+        let behind = submit_one(store, NewJob::new("x", "{}"));
+
+        let recalled = store.recall_lost(Lane::Medium, Some(head.seq), Duration::ZERO, false).expect("recalled");
+
+        assert_eq!(recalled, 1);
+        assert_eq!(store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due[0].seq, lost.seq);
+        assert_eq!(store.recall_lost(Lane::Medium, None, Duration::from_secs(60), false).expect("recalled"), 0, "the grace");
+        std::thread::sleep(Duration::from_millis(20)); // OK: as above
+        assert_eq!(store.recall_lost(Lane::Medium, None, Duration::ZERO, false).expect("recalled"), 3, "the lane is empty");
+        assert_eq!(store.recall_lost(Lane::High, None, Duration::ZERO, false).expect("recalled"), 0, "another lane");
+        let due = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due;
+        assert_eq!(due.iter().map(|due| due.seq).collect::<Vec<_>>(), [lost.seq, head.seq, behind.seq]);
+    });
+}
+
+#[test]
+fn ids_in_the_timers_of_a_dead_or_stopping_replica_are_dispatched_again() {
+    on_every_dialect(|store| {
+        let later = || NewJob { start: Start::After(Duration::from_secs(60)), ..NewJob::new("x", "{}") };
+        let submit_by = |replica| store.submit(&[&later()], replica, HORIZON_MS).expect("stored")[0].expect("no key").seq;
+        let (own, of_dead) = (submit_by(REPLICA), submit_by(OTHER));
+        store.beat(REPLICA, "alive", 0, Duration::from_secs(60)).expect("beats");
+
+        assert_eq!(store.recall_with_replica(Duration::from_secs(60), None).expect("recalled"), 1);
+        let due = store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due;
+        assert_eq!(due.iter().map(|due| due.seq).collect::<Vec<_>>(), [of_dead]);
+
+        assert_eq!(store.recall_with_replica(Duration::from_secs(60), Some(REPLICA)).expect("recalled"), 2);
+        let due = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due;
+        assert_eq!(due.len(), 2);
+        assert!(due.iter().any(|due| due.seq == own && due.in_ms > 50_000));
+    });
+}
+
+#[test]
+fn a_replica_not_seen_for_long_is_dead_and_forgotten() {
+    on_every_dialect(|store| {
+        store.beat(OTHER, "old", 0, Duration::from_secs(60)).expect("beats");
+        std::thread::sleep(Duration::from_millis(30)); // OK: time must pass by the database's clock
+
+        let beat = store.beat(REPLICA, "new", 3, Duration::from_millis(20)).expect("beats");
+        store.bury_replicas(Duration::from_millis(20)).expect("buried");
+
+        assert!(beat.replicas_dead);
+        assert!(!store.beat(REPLICA, "new", 3, Duration::from_secs(60)).expect("beats").replicas_dead);
+        store.forget_replica(REPLICA).expect("forgotten");
+    });
+}
+
+#[test]
+fn listings_are_filtered_and_paged_in_the_order_of_arrival() {
+    on_every_dialect(|store| {
+        let all = submit(store, &[jobs(3, Lane::High), jobs(2, Lane::Low)].concat());
+        submit_one(store, NewJob::new("other", "{}"));
+        claim(store, &[all[0].seq]);
+        let count = |filter: JobFilter| store.jobs(&filter, None, 100).expect("read").len();
+
+        let page = store.jobs(&JobFilter::default(), Some(all[1].seq), 2).expect("read");
+
+        assert_eq!(page.iter().map(|job| job.seq).collect::<Vec<_>>(), [all[2].seq, all[3].seq]);
+        assert_eq!(count(JobFilter { status: Some(Status::Running), ..JobFilter::default() }), 1);
+        assert_eq!(count(JobFilter { job_type: Some("other".into()), ..JobFilter::default() }), 1);
+        assert_eq!(count(JobFilter { lane: Some(Lane::Low), ..JobFilter::default() }), 2);
+        assert_eq!(count(JobFilter { since: Some(all[0].created_at), ..JobFilter::default() }), 6);
+        let future = "2999-01-01T00:00:00Z".parse().expect("a time");
+        assert_eq!(count(JobFilter { since: Some(future), ..JobFilter::default() }), 0);
+    });
+}
+
+#[test]
+fn only_ended_jobs_older_than_the_retention_are_pruned() {
+    on_every_dialect(|store| {
+        let stored = submit(store, &jobs(4, Lane::Low));
+        let claimed: Vec<ClaimedJob> = stored.iter().take(3).map(|stored| claim_one(store, *stored)).collect();
+        assert!(finish(store, &claimed[0], Verdict::Complete));
+        assert!(finish(store, &claimed[1], bury()));
+        store.cancel(claimed[2].id).expect("cancelled");
+
+        assert_eq!(store.prune_jobs(Duration::from_secs(60), None).expect("pruned").deleted, 0);
+        std::thread::sleep(Duration::from_millis(20)); // OK: time must pass by the database's clock
+        let pruned = store.prune_jobs(Duration::ZERO, None).expect("pruned");
+        store.prune_rest(Duration::ZERO).expect("pruned");
+
+        assert_eq!(pruned.deleted, 2);
+        let left: Vec<Seq> = store.jobs(&JobFilter::default(), None, 10).expect("read").iter().map(|job| job.seq).collect();
+        assert_eq!(left, [stored[1].seq, stored[3].seq], "the failed and the queued one stay");
+    });
+}
+
+#[test]
+fn outcomes_are_counted_by_lane_and_type() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        let store = &fresh.store;
+        store.migrate().expect("migrated");
+        for verdict in [Verdict::Complete, Verdict::Complete, bury(), retry(Duration::ZERO)] {
+            let job = claim_one(store, submit_one(store, NewJob::new("x", "{}")));
+            assert!(finish(store, &job, verdict));
+        }
+
+        let sum = |column: &str| number(&fresh.connection_string, &format!("select cast(sum({column}) as bigint) from JobStats"));
+
+        assert_eq!((sum("Completed"), sum("Failed"), sum("Retried")), (2, 1, 1), "{dialect:?}");
+        assert_eq!(sum("DurationMs"), 20, "{dialect:?}");
+    }
+}
+
+#[test]
+fn migrations_run_once_even_when_replicas_start_together() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        assert!(matches!(fresh.store.check_schema(), Err(StoreError::Corrupt(why)) if why.contains("trilane migrate")));
+
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| fresh.another().migrate().expect("migrated"));
+            }
+        });
+
+        fresh.store.check_schema().expect("up to date");
+    }
+}
+
+#[test]
+fn a_newer_schema_is_refused() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        fresh.store.migrate().expect("migrated");
+        execute(&fresh.connection_string, "insert into SchemaVersion (Version, Name) values (9999, 'future')");
+
+        for refused in [fresh.store.migrate().map(drop), fresh.store.check_schema()] {
+            assert!(matches!(refused, Err(StoreError::Corrupt(why)) if why.contains("newer")), "{dialect:?}");
+        }
+    }
+}
+
+#[test]
+fn the_databases_of_this_run_are_the_ones_asked_for() {
+    for dialect in dialects() {
+        assert_eq!(TestStore::new(dialect).store.dialect(), dialect);
+    }
+    assert!(dialects().contains(&Dialect::Postgres));
+}
