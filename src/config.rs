@@ -115,6 +115,15 @@ impl Settings {
         Settings::check(&env, problems)
     }
 
+    /// The environment of this process, and what the file `.env` adds to it.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with the broken lines of the file.
+    pub fn environment() -> Result<BTreeMap<String, String>, SettingsError> {
+        let (env, problems) = dotenv::gather(Path::new(DOTENV_FILE), std::env::vars_os());
+        if problems.is_empty() { Ok(env) } else { Err(SettingsError { problems }) }
+    }
+
     /// The settings that `env` gives, name to value, and defaults for the rest. An empty value counts as none.
     ///
     /// # Errors

@@ -78,6 +78,17 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// What happens to the job, for logs.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Verdict::Complete => "job completed",
+            Verdict::Retry { .. } => "job failed and will be retried",
+            Verdict::Bury { .. } => "job failed and is buried",
+        }
+    }
+}
+
 /// Decides what becomes of a job that had failed `retry_count` times before this attempt.
 pub fn judge(report: Report, retry_count: u32, max_retries: u32, policy: &RetryPolicy, random: f64) -> Verdict {
     match report {

@@ -58,7 +58,7 @@ fn outcome(job: &ClaimedJob, verdict: Verdict) -> Outcome {
 }
 
 fn finish(store: &Store, job: &ClaimedJob, verdict: Verdict) -> bool {
-    let accepted = store.finish(&[outcome(job, verdict)], REPLICA, TICK).expect("finished");
+    let accepted = store.finish(&[outcome(job, verdict)], REPLICA, Some(TICK)).expect("finished");
     !accepted.is_empty()
 }
 
@@ -381,7 +381,7 @@ fn outcomes_of_several_leases_and_kinds_are_stored_together() {
         // The token of another job that this replica holds: it fits the batch, but not this job.
         outcomes[5].token = claimed[0].token;
 
-        let accepted = store.finish(&outcomes, REPLICA, TICK).expect("finished");
+        let accepted = store.finish(&outcomes, REPLICA, Some(TICK)).expect("finished");
 
         let accepted: HashSet<Seq> = accepted.iter().map(|accepted| accepted.seq).collect();
         assert_eq!(accepted, claimed[..5].iter().map(|job| job.seq).collect());
@@ -399,7 +399,7 @@ fn a_retry_counts_the_attempt_keeps_its_error_and_is_dispatched_within_the_horiz
 
         let near_outcome = outcome(&near, retry(Duration::from_secs(3)));
         let far_outcome = outcome(&far, retry(Duration::from_secs(500)));
-        let accepted = store.finish(&[near_outcome, far_outcome], REPLICA, TICK).expect("finished");
+        let accepted = store.finish(&[near_outcome, far_outcome], REPLICA, Some(TICK)).expect("finished");
 
         let due = |seq| accepted.iter().find(|accepted| accepted.seq == seq).expect("accepted").due_in_ms;
         assert_eq!((due(near.seq), due(far.seq)), (Some(3_000), None));

@@ -224,7 +224,11 @@ fn outcome(
 fn answer(outcome: Outcome, replayed: bool) -> Answer {
     let answer = if outcome.success.is_empty() {
         let all_taken = outcome.failed.iter().all(|failed| failed.existing_id.is_some());
-        let kind = if all_taken { Kind::UniqueKeyTaken } else { Kind::NoValidJob };
+        let kind = if all_taken {
+            Kind::UniqueKeyTaken
+        } else {
+            Kind::NoValidJob
+        };
         match serde_json::to_value(&outcome.failed) {
             Ok(failed) => Problem::new(kind, "no job was stored; \"failed\" says why, job by job")
                 .with("success", Value::Array(Vec::new()))
@@ -235,7 +239,11 @@ fn answer(outcome: Outcome, replayed: bool) -> Answer {
     } else {
         Answer::json(200, &outcome)
     };
-    if replayed { answer.with_header("Idempotency-Replayed", "true") } else { answer }
+    if replayed {
+        answer.with_header("Idempotency-Replayed", "true")
+    } else {
+        answer
+    }
 }
 
 #[cfg(test)]

@@ -105,7 +105,9 @@ fn check_origin(headers: &Headers) -> Result<(), Problem> {
         None => Ok(()),
         Some(origin) => Err(Problem::new(
             Kind::Forbidden,
-            format!("the header Origin ({origin:?}) is not this server ({host:?}); web pages of other sites may not ask here"),
+            format!(
+                "the header Origin ({origin:?}) is not this server ({host:?}); web pages of other sites may not ask here"
+            ),
         )),
     }
 }
@@ -115,7 +117,9 @@ fn check_origin(headers: &Headers) -> Result<(), Problem> {
 /// # Errors
 /// 415 with advice.
 pub(super) fn check_media_type(headers: &Headers) -> Result<(), Problem> {
-    if let Some(encoding) = headers.get("Content-Encoding").filter(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
+    if let Some(encoding) =
+        headers.get("Content-Encoding").filter(|encoding| !encoding.eq_ignore_ascii_case("identity"))
+    {
         let detail = format!("send the body as it is, without Content-Encoding {encoding:?}");
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
@@ -123,7 +127,9 @@ pub(super) fn check_media_type(headers: &Headers) -> Result<(), Problem> {
         None => Ok(()),
         Some(media_type) => Err(Problem::new(
             Kind::UnsupportedMediaType,
-            format!("send the header Content-Type: application/json (curl: -H 'Content-Type: application/json'), not {media_type:?}"),
+            format!(
+                "send the header Content-Type: application/json (curl: -H 'Content-Type: application/json'), not {media_type:?}"
+            ),
         )),
     }
 }
@@ -131,7 +137,8 @@ pub(super) fn check_media_type(headers: &Headers) -> Result<(), Problem> {
 /// `application/json`, `text/json` or anything that ends in `+json`; parameters do not matter.
 fn is_json(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "application/json" | "text/json") || (essence.contains('/') && essence.ends_with("+json"))
+    matches!(essence.as_str(), "application/json" | "text/json")
+        || (essence.contains('/') && essence.ends_with("+json"))
 }
 
 #[cfg(test)]
@@ -154,7 +161,8 @@ mod tests {
     #[test]
     fn with_tokens_a_request_must_bring_one_of_them() {
         let guard = Guard::new(&["first".to_owned(), "second".to_owned()]);
-        let check = |value: &str| status(guard.check(&headers(&[("authorization", value), ("Host", "jobs.example.com")])));
+        let check =
+            |value: &str| status(guard.check(&headers(&[("authorization", value), ("Host", "jobs.example.com")])));
 
         assert_eq!(check("Bearer first"), 200);
         assert_eq!(check("bearer  second"), 200);
@@ -178,7 +186,9 @@ mod tests {
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:8080", "127.8.8.8", "[::1]:8080", "[::1]"] {
             assert_eq!(open(&[("Host", host)]), 200, "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1:80", "", "[::2]:80"] {
+        for host in
+            ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1:80", "", "[::2]:80"]
+        {
             assert_eq!(open(&[("Host", host)]), 403, "{host}");
         }
         assert_eq!(open(&[]), 200);
@@ -199,7 +209,8 @@ mod tests {
     fn a_post_must_be_json_or_say_nothing() {
         let check = |value: &str| status(check_media_type(&headers(&[("Content-Type", value)])));
 
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/cloudevents+json", "text/json"] {
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/cloudevents+json", "text/json"]
+        {
             assert_eq!(check(good), 200, "{good}");
         }
         for bad in ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "", "+json"] {

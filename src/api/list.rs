@@ -146,7 +146,9 @@ impl Chunks {
         let backend = self.backend.as_ref();
         let (rows, more, last) = match &self.listing {
             Listing::Jobs(filter) => put(&backend.jobs(filter, self.after, rows_max + 1)?, rows_max, json)?,
-            Listing::DeadLetters(filter) => put(&backend.dead_letters(filter, self.after, rows_max + 1)?, rows_max, json)?,
+            Listing::DeadLetters(filter) => {
+                put(&backend.dead_letters(filter, self.after, rows_max + 1)?, rows_max, json)?
+            }
         };
         self.after = last.or(self.after);
         self.done = !more;

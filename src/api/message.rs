@@ -30,7 +30,7 @@ pub struct Headers(Vec<(String, String)>);
 impl Headers {
     /// The value of the first header of that name, in any case.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.all(name).next()
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The values of every header of that name, in any case.

@@ -8,7 +8,7 @@
 mod backend;
 mod enqueue;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod guard;
 mod job_json;
 mod list;

@@ -54,7 +54,8 @@ pub(super) fn revive(backend: &dyn Backend, id: Uuid) -> Result<Answer, Problem>
             Err(Problem::new(Kind::NotFound, detail))
         }
         Revived::KeyTaken(held_by) => {
-            let detail = format!("the unique_key of this job belongs to the live job {held_by}; let that finish, or cancel it");
+            let detail =
+                format!("the unique_key of this job belongs to the live job {held_by}; let that finish, or cancel it");
             Err(Problem::new(Kind::UniqueKeyTaken, detail).with("existing_id", held_by.to_string()))
         }
     }

@@ -59,7 +59,8 @@ impl Query {
 
     /// The same query with `name` set to `value`, encoded.
     pub(super) fn with(&self, name: &'static str, value: &str) -> String {
-        let others = self.pairs.iter().filter(|(given, _)| *given != name).map(|(given, value)| (*given, value.as_str()));
+        let others =
+            self.pairs.iter().filter(|(given, _)| *given != name).map(|(given, value)| (*given, value.as_str()));
         let mut text = String::new();
         for (name, value) in others.chain([(name, value)]) {
             let separator = if text.is_empty() { "" } else { "&" };
@@ -117,9 +118,13 @@ mod tests {
 
     #[test]
     fn what_is_unknown_repeated_or_badly_encoded_is_named() {
-        for (text, named) in
-            [("typo=x", "\"typo\"; known are type, since"), ("type=a&type=b", "type is given twice"), ("type=%zz", "%zz"), ("type=%ff", "%ff"), ("type=%4", "%4")]
-        {
+        for (text, named) in [
+            ("typo=x", "\"typo\"; known are type, since"),
+            ("type=a&type=b", "type is given twice"),
+            ("type=%zz", "%zz"),
+            ("type=%ff", "%ff"),
+            ("type=%4", "%4"),
+        ] {
             let problem = Query::read(text, &KNOWN).err().expect("refused");
 
             assert!(format!("{problem:?}").replace('\\', "").contains(named), "{problem:?}");

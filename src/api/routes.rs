@@ -96,7 +96,10 @@ fn route(pattern: &str, path: &str) -> Result<Route, Problem> {
 fn id(path: &str) -> Result<Uuid, Problem> {
     let text = path.split('/').nth(2).unwrap_or_default();
     Uuid::try_parse(text).map_err(|_| {
-        Problem::new(Kind::NotFound, format!("{text:?} is no id: an id is a UUID such as {}", Uuid::from_u128(0x123_4567)))
+        Problem::new(
+            Kind::NotFound,
+            format!("{text:?} is no id: an id is a UUID such as {}", Uuid::from_u128(0x123_4567)),
+        )
     })
 }
 

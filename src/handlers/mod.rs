@@ -30,8 +30,6 @@ mod tail;
 #[cfg(test)]
 mod testing;
 
-use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use command::{CommandHandler, EXIT_RETRY};
@@ -46,6 +44,7 @@ pub use tail::STDERR_CHARS_MAX;
 
 use crate::job::ClaimedJob;
 use crate::retry::Report;
+pub use crate::wake::StopFlag;
 
 /// What is done for the jobs of one type. Called by many worker threads at once.
 ///
@@ -88,77 +87,10 @@ impl Attempt<'_> {
     }
 }
 
-/// Tells a running attempt to end. Set once, never unset; its clones are the same flag.
-///
-/// It is set when the deadline has passed, the lease is lost, the job is cancelled, or the drain time at a stop is over.
-#[derive(Clone, Default)]
-pub struct StopFlag {
-    shared: Arc<(Mutex<bool>, Condvar)>,
-}
-
-impl StopFlag {
-    /// A flag that is not set.
-    pub fn new() -> StopFlag {
-        StopFlag::default()
-    }
-
-    /// Whether it is set.
-    pub fn is_set(&self) -> bool {
-        *self.lock()
-    }
-
-    /// Sets it and wakes all that wait.
-    pub fn set(&self) {
-        *self.lock() = true;
-        self.shared.1.notify_all();
-    }
-
-    /// Waits until it is set, for `timeout` at most. Returns whether it is set.
-    pub fn wait_timeout(&self, timeout: Duration) -> bool {
-        let waited = self.shared.1.wait_timeout_while(self.lock(), timeout, |set| !*set);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        // OK: a bool is whole whoever panicked while it was locked
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for StopFlag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StopFlag").field(&self.is_set()).finish()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::thread;
-
     use super::testing::{claimed, in_seconds};
     use super::*;
-
-    #[test]
-    fn a_stop_flag_is_shared_by_its_clones_and_wakes_who_waits() {
-        let flag = StopFlag::new();
-        let waiting = flag.clone();
-        let waiter = thread::spawn(move || {
-            let started = Instant::now();
-            (waiting.wait_timeout(Duration::from_mins(1)), started.elapsed())
-        });
-
-        assert!(!flag.is_set());
-        flag.set();
-
-        let (set, elapsed) = waiter.join().expect("the waiter lives");
-        assert!(set && flag.is_set());
-        assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
-    }
-
-    #[test]
-    fn waiting_for_a_flag_that_nobody_sets_ends() {
-        assert!(!StopFlag::new().wait_timeout(Duration::from_millis(5)));
-    }
 
     #[test]
     fn a_closure_is_a_handler() {

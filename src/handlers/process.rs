@@ -17,7 +17,8 @@ use super::Attempt;
 use super::tail::Tail;
 
 /// How long a process group has between SIGTERM, at its time limit or a stop, and SIGKILL. It comes on top of the limit: a
-/// command gets the whole time that it was promised.
+/// command gets the whole time that it was promised. SIGKILL follows at once where the command has ended and nothing holds
+/// its standard error open.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
 /// How long standard error is read on after the command itself has ended, when something it started holds it open.
 pub const PIPE_GRACE: Duration = Duration::from_millis(500);

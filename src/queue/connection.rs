@@ -116,7 +116,11 @@ impl Server {
 
     /// A connection that could not be opened, or broke.
     fn lost(&self, error: &RedisError) -> QueueError {
-        let what = if error.is_timeout() { "it did not answer in time".into() } else { error.to_string() };
+        let what = if error.is_timeout() {
+            "it did not answer in time".into()
+        } else {
+            error.to_string()
+        };
         QueueError::Unavailable(format!("Redis at {} cannot be reached: {what}", self.address))
     }
 
@@ -140,7 +144,11 @@ impl Server {
             _ => (false, true, ""),
         };
         let message = format!("Redis at {} refused: {} {text}{advice}", self.address, error.code());
-        let error = if is_transient { QueueError::Unavailable(message) } else { QueueError::Rejected(message) };
+        let error = if is_transient {
+            QueueError::Unavailable(message)
+        } else {
+            QueueError::Rejected(message)
+        };
         Refused { error, keeps_connection }
     }
 

@@ -21,7 +21,7 @@ use self::memory::MemoryLanes;
 use self::redis::RedisLanes;
 use crate::job::{Lane, Seq};
 
-/// The most ids that one [`Lanes::pop`] gives. A batch that is claimed must stay below 1,000 rows.
+/// The most ids that one [`Lanes::pop`] gives: what one statement may claim.
 pub const POP_IDS_MAX: usize = 1_000;
 /// The longest wait of one [`Lanes::pop`]; a longer one is cut to it.
 pub const POP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -74,9 +74,11 @@ pub struct LaneState {
 
 /// The three lanes. Every method blocks, and none for long: see each for its bound.
 ///
-/// A call to lanes in Redis that has to connect first takes up to about 5 s against a host that is silent, and after
-/// such a failure calls fail at once, for the same reason, until the next attempt is due (0.2 to 5 s). Only the
-/// look-up of the host name is bounded by the system's resolver alone.
+/// A call to lanes in Redis takes up to about 6 s when the server falls silent, and after a failed attempt to connect
+/// calls fail at once, for the same reason, until the next attempt is due (0.2 to 5 s). Only the look-up of the host
+/// name is bounded by the system's resolver alone.
+///
+/// In Redis every method may fail with [`QueueError::Unavailable`] or [`QueueError::Rejected`], in this process none.
 ///
 /// `Send` and `Sync`; share one among all threads.
 pub struct Lanes {

@@ -27,8 +27,9 @@ const PUSH_COMMANDS_MAX: usize = 100;
 /// Connections for pops that are kept between two pops. More pops than this at one time open more for as long as they
 /// last.
 const POP_LINKS_KEPT_MAX: usize = 4;
-/// The shortest wait of a pop: Redis takes 0 for ever.
-const POP_WAIT_MIN: Duration = Duration::from_millis(1);
+/// The shortest wait of a pop. 0 means for ever, and before Redis 7 the fraction of a millisecond is cut off: 0.001
+/// s, a little less in binary, is 0 there (found with Redis 6.2.5).
+const POP_WAIT_MIN: Duration = Duration::from_millis(2);
 
 pub(super) struct RedisLanes {
     server: Arc<Server>,
@@ -77,7 +78,11 @@ impl RedisLanes {
 
     /// `open`: lanes in the order to take from, each with room for at least one id.
     pub(super) fn pop(&self, open: &[(Lane, usize)], wait: Duration) -> Result<Option<(Lane, Vec<Seq>)>, QueueError> {
-        let wait = if self.interrupted.load(Ordering::Relaxed) { POP_WAIT_MIN } else { wait.max(POP_WAIT_MIN) };
+        let wait = if self.interrupted.load(Ordering::Relaxed) {
+            POP_WAIT_MIN
+        } else {
+            wait.max(POP_WAIT_MIN)
+        };
         let mut link = self.pop_links().pop().unwrap_or_else(|| Link::new(Arc::clone(&self.server)));
         let popped = self.pop_entries(&mut link, open, wait);
         let mut kept = self.pop_links();

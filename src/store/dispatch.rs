@@ -117,6 +117,15 @@ impl Store {
         Ok(recalled)
     }
 
+    /// Gives ids (up to [`BATCH_MAX`]) back to dispatch that could not be pushed.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn recall(&self, seqs: &[Seq]) -> Result<(), StoreError> {
+        let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
+        self.write_one(|session| session.execute("recall", &[Param::Text(&list)]))
+    }
+
     /// Gives up to [`BATCH_MAX`] ids back to dispatch that wait in the timers of a replica not seen for `dead_after`, or of `stopping`.
     ///
     /// # Errors

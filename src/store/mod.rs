@@ -26,6 +26,7 @@ pub use dispatch::{Dispatched, Due, OddRow};
 pub use error::StoreError;
 pub use lease::{Beat, Expired};
 pub use migrate::Migrated;
+pub use pool::installed_drivers;
 pub use outcome::{Accepted, Cancelled, Outcome, Released, Revived};
 pub use prune::Pruned;
 pub use read::{DeadLetterFilter, JobFilter};
@@ -142,7 +143,7 @@ impl Store {
             match work() {
                 Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES => {
                     log::debug!("contended, try {tries}: {why}");
-                    std::thread::sleep(Duration::from_millis(random_below(5 << tries)));
+                    std::thread::sleep(Duration::from_millis(crate::random::below(5 << tries)));
                     tries += 1;
                 }
                 result => return result,
@@ -176,11 +177,6 @@ impl Drop for Transaction<'_> {
             self.session.rollback();
         }
     }
-}
-
-/// A random number below `end`, from the random bits of a UUID.
-fn random_below(end: u64) -> u64 {
-    uuid::Uuid::new_v4().as_u64_pair().1 % end.max(1)
 }
 
 /// Milliseconds as the statements take them; more than 292 million years count as that.

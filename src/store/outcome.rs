@@ -107,14 +107,19 @@ struct CountRow<'a> {
 
 impl Store {
     /// Stores outcomes (up to [`super::BATCH_MAX`]) in one transaction: statuses, errors, dead letters, freed unique keys, statistics.
-    /// A retry due within `horizon` counts as dispatched by `replica`.
+    /// A retry due within `horizon` counts as dispatched by `replica`; with no horizon none does.
     ///
     /// Returns the outcomes that were accepted; the rest were refused by their token.
     ///
     /// # Errors
     /// On any error nothing is stored, or (connection lost at the commit) it is not known; the call can be repeated.
-    pub fn finish(&self, outcomes: &[Outcome], replica: ReplicaId, horizon: Duration) -> Result<Vec<Accepted>, StoreError> {
-        self.write(|session| finish(session, outcomes, replica, Some(horizon)))
+    pub fn finish(
+        &self,
+        outcomes: &[Outcome],
+        replica: ReplicaId,
+        horizon: Option<Duration>,
+    ) -> Result<Vec<Accepted>, StoreError> {
+        self.write(|session| finish(session, outcomes, replica, horizon))
     }
 
     /// Gives running jobs back, their attempt not consumed. Their ids are to be pushed at once.

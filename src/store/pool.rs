@@ -32,6 +32,15 @@ pub(super) fn environment() -> Result<&'static Environment, StoreError> {
     ENVIRONMENT.as_ref().map_err(|error| StoreError::Corrupt(format!("unixODBC cannot be used: {error}")))
 }
 
+/// The names of the ODBC drivers that are installed.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] if unixODBC cannot be used.
+pub fn installed_drivers() -> Result<Vec<String>, StoreError> {
+    let drivers = environment()?.drivers().map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    Ok(drivers.into_iter().map(|driver| driver.description).collect())
+}
+
 /// Opens a bare connection and tells the database's name for itself.
 pub(super) fn connect(connection_string: &str) -> Result<(odbc_api::Connection<'static>, String), StoreError> {
     let options = ConnectionOptions {

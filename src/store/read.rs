@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::dispatch::limit;
 use super::session::{Param, Row};
 use super::submit::{json, uuid};
-use super::{BATCH_MAX, Store, StoreError, time};
+use super::{BATCH_MAX, Dialect, Store, StoreError, time};
 use crate::clock::Timestamp;
 use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq, Status, Token};
 
@@ -47,6 +47,26 @@ impl Store {
             })?;
             now.ok_or_else(|| StoreError::Corrupt("the database did not tell the time".into()))
         })
+    }
+
+    /// What an operator might change about the database, for `trilane check`.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn advice(&self) -> Result<Option<String>, StoreError> {
+        if self.dialect != Dialect::Mssql {
+            return Ok(None);
+        }
+        let mut has_snapshots = false;
+        self.read(|session| {
+            session.query("has_snapshots", &[], |row| {
+                has_snapshots = row.int(1)? != 0;
+                Ok(())
+            })
+        })?;
+        let advice = "set READ_COMMITTED_SNAPSHOT ON, so that listings do not wait for writers (ALTER DATABASE … SET \
+                      READ_COMMITTED_SNAPSHOT ON WITH ROLLBACK IMMEDIATE)";
+        Ok((!has_snapshots).then(|| advice.to_owned()))
     }
 
     /// The job with this public id.

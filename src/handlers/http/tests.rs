@@ -257,6 +257,7 @@ fn a_server_without_tls_is_a_failed_attempt() {
     let url = format!("https://{}/", listener.local_addr().expect("an address"));
     thread::spawn(move || {
         for mut peer in listener.incoming().flatten() {
+            // OK: a client that has hung up has its report as well
             let mut hello = [0; 1024];
             let _ = peer.read(&mut hello);
             let _ = peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");

@@ -1,0 +1,282 @@
+//! Builds the service from its settings, starts its threads, waits, and stops them in order.
+
+mod backend;
+mod open;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use crate::api::{Api, ApiOptions};
+use crate::config::{Role, Settings};
+use crate::handlers::Registry;
+use crate::lifecycle::{Held, Lifecycle, Outage};
+use crate::metrics::Metrics;
+use crate::store::StoreError;
+use crate::threads::deadlines::Deadlines;
+use crate::threads::feeder::{self, Feeder, Load};
+use crate::threads::finisher::{Finisher, Outcomes};
+use crate::threads::http::{BindError, HttpServer, HttpThreads};
+use crate::threads::keeper::Keeper;
+use crate::threads::scheduler::{Scheduler, Ticker};
+use crate::threads::submitter::{SubmitQueue, Submitter};
+use crate::threads::worker::{Shop, Workers};
+use crate::threads::{self, Thread};
+use crate::wake::{Wake, left_until};
+
+pub use open::{open_lanes, open_store};
+
+/// How long requests under way may take at a stop.
+const HTTP_STOP_WAIT: Duration = Duration::from_secs(5);
+/// How long handlers may take to return once they are told to stop: a command is killed 2 s after it was asked to end.
+const RELEASE_WAIT: Duration = Duration::from_secs(4);
+/// How long the last outcomes and releases may take.
+const LAST_WRITES_WAIT: Duration = Duration::from_secs(5);
+
+/// Why the service cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// Redis.
+    #[error("REDIS_URL: {0}")]
+    Lanes(#[from] crate::queue::QueueError),
+    /// The HTTP address.
+    #[error("{0}")]
+    Bind(#[from] BindError),
+    /// Threads or files.
+    #[error("{0}")]
+    System(#[from] io::Error),
+}
+
+/// The running service.
+pub struct Service {
+    lifecycle: Arc<Lifecycle>,
+    held: Arc<Held>,
+    database: Arc<Outage>,
+    drain: Duration,
+    is_stopping: Arc<AtomicBool>,
+    http: HttpThreads,
+    submit_queue: SubmitQueue,
+    submitter: Thread,
+    scheduler: Thread,
+    keeper: Thread,
+    running: Option<Running>,
+}
+
+/// The threads of a replica that runs jobs.
+struct Running {
+    feeder: Thread,
+    finisher: Thread,
+    deadlines: Thread,
+    workers: Arc<Workers>,
+    outcomes: Outcomes,
+}
+
+impl Service {
+    /// Opens the stores and starts every thread. When it returns, the service takes jobs.
+    ///
+    /// # Errors
+    /// [`StartError`], which says what to do.
+    pub fn start(settings: &Settings, registry: Registry) -> Result<Service, StartError> {
+        // First of all, so that a port that is taken is told at once.
+        let server = HttpServer::bind(settings.http_addr)?;
+        let lifecycle = Arc::new(open::lifecycle(settings)?);
+        let metrics = Arc::new(Metrics::default());
+        let database = Arc::new(Outage::new("the database"));
+        let held = Arc::new(Held::default());
+        let registry = Arc::new(registry);
+        let ticker = Ticker::new(Arc::clone(&lifecycle));
+        let is_stopping = Arc::new(AtomicBool::new(false));
+
+        let (submitter, submit_queue) = Submitter::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&metrics),
+            Arc::clone(&database),
+            settings.submit_queue_max,
+        );
+        let submitter = threads::start(submitter, Arc::default(), Arc::clone(&database))?;
+        let keeper =
+            Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
+        let keeper = threads::start(keeper, Arc::default(), Arc::clone(&database))?;
+        let scheduler = {
+            let (registry, retry) = (Arc::clone(&registry), settings.retry);
+            let policy_of = move |job_type: &str| registry.get(job_type).and_then(|entry| entry.retry).unwrap_or(retry);
+            let scheduler = Scheduler::new(
+                Arc::clone(&lifecycle),
+                Arc::clone(&metrics),
+                ticker.clone(),
+                Arc::new(policy_of),
+                settings.retention,
+            );
+            let wake = lifecycle.timers().wake();
+            threads::start(scheduler, wake, Arc::clone(&database))?
+        };
+        let running = match settings.role {
+            Role::Api => None,
+            Role::All | Role::Worker => {
+                Some(Running::start(settings, registry, &lifecycle, &held, &metrics, &ticker, &database)?)
+            }
+        };
+        let backend = backend::ServiceBackend {
+            lifecycle: Arc::clone(&lifecycle),
+            submit_queue: submit_queue.clone(),
+            submit_wait: settings.submit_wait,
+            ticker,
+            metrics,
+            workers: running.as_ref().map(|running| Arc::clone(&running.workers)),
+            is_stopping: Arc::clone(&is_stopping),
+        };
+        let http = server.start(Arc::new(Api::new(Arc::new(backend), api_options(settings))), settings.http_threads)?;
+        log::info!(
+            address:% = http.local_addr(), role:? = settings.role, replica = lifecycle.policy().replica_name.as_str(),
+            database = lifecycle.store().dialect().as_str(), driver = lifecycle.store().driver();
+            "Trilane {} serves", env!("CARGO_PKG_VERSION")
+        );
+        let drain = settings.drain;
+        Ok(Service {
+            lifecycle, held, database, drain, is_stopping, http, submit_queue, submitter, scheduler, keeper, running,
+        })
+    }
+
+    /// Waits for `stop_asked`, telling systemd meanwhile that all is well.
+    pub fn wait(&self, stop_asked: &Receiver<()>) {
+        let watchdog = sd_notify::watchdog_enabled(false, &mut 0);
+        let every = if watchdog { Duration::from_secs(10) } else { Duration::from_secs(60 * 60) };
+        notify(sd_notify::NotifyState::Ready);
+        while stop_asked.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            if watchdog {
+                notify(sd_notify::NotifyState::Watchdog);
+            }
+        }
+    }
+
+    /// Stops in this order, so that nothing is begun that cannot be finished, and every outcome finds a finisher:
+    ///
+    /// 1. the feeder claims nothing more; `/readyz` says no
+    /// 2. requests under way are answered, the port is closed, what was submitted is stored
+    /// 3. claimed jobs that were not begun are given back
+    /// 4. running jobs get the drain time; then they are told to stop
+    /// 5. outcomes are stored; what is still not done is given back
+    /// 6. keeper and scheduler end, the timers' ids are given back, the replica is forgotten
+    pub fn stop(self) {
+        notify(sd_notify::NotifyState::Stopping);
+        let started = Instant::now();
+        let drained = started + self.drain;
+        self.is_stopping.store(true, Ordering::Release);
+        if let Some(running) = &self.running {
+            running.feeder.stop();
+            self.lifecycle.interrupt();
+        }
+        let open_requests = self.http.stop(started + HTTP_STOP_WAIT.min(self.drain.max(Duration::from_secs(1))));
+        if open_requests > 0 {
+            log::warn!(requests = open_requests; "requests were not answered in time");
+        }
+        self.submit_queue.close();
+        self.submitter.join(Instant::now() + LAST_WRITES_WAIT);
+        let deadline = Instant::now().max(drained) + RELEASE_WAIT + LAST_WRITES_WAIT;
+        if let Some(running) = self.running {
+            running.stop(&self.lifecycle, &self.held, drained);
+        }
+        self.keeper.join(deadline);
+        self.scheduler.join(deadline);
+        if self.database.is_on() {
+            log::warn!("stopped while the database is away; what could not be written runs again elsewhere");
+        } else if let Err(error) = self.lifecycle.leave() {
+            log::warn!(error:% = error; "the replica could not say that it leaves; the others will notice");
+        }
+        log::info!(stop_ms:? = started.elapsed().as_millis(); "stopped");
+    }
+}
+
+impl Running {
+    fn start(
+        settings: &Settings,
+        registry: Arc<Registry>,
+        lifecycle: &Arc<Lifecycle>,
+        held: &Arc<Held>,
+        metrics: &Arc<Metrics>,
+        ticker: &Ticker,
+        database: &Arc<Outage>,
+    ) -> Result<Running, StartError> {
+        let (senders, receivers) = feeder::channels();
+        let (finisher, outcomes) = Finisher::new(Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics));
+        let load = Arc::new(Load::default());
+        let shop = Shop {
+            channels: receivers,
+            outcomes: outcomes.clone(),
+            registry,
+            held: Arc::clone(held),
+            load: Arc::clone(&load),
+            retry: settings.retry,
+            timeout: settings.job_timeout,
+        };
+        let workers = Workers::start(shop, settings.workers)?;
+        let feeder = Feeder {
+            lifecycle: Arc::clone(lifecycle),
+            held: Arc::clone(held),
+            metrics: Arc::clone(metrics),
+            ticker: ticker.clone(),
+            channels: senders,
+            load,
+            workers: settings.workers,
+            is_unsure: false,
+        };
+        let deadlines = Deadlines::new(Arc::clone(&workers));
+        Ok(Running {
+            finisher: threads::start(finisher, Arc::default(), Arc::clone(database))?,
+            deadlines: threads::start(deadlines, Arc::default(), Arc::clone(database))?,
+            feeder: threads::start(feeder, Arc::new(Wake::default()), Arc::clone(database))?,
+            workers,
+            outcomes,
+        })
+    }
+
+    fn stop(self, lifecycle: &Lifecycle, held: &Held, drained: Instant) {
+        self.feeder.join(Instant::now() + LAST_WRITES_WAIT);
+        give_back(lifecycle, held, held.close(), "claimed jobs that were not begun were given back");
+        if !self.workers.join(drained) {
+            log::info!(jobs = self.workers.running(); "the drain time is over; running jobs are told to stop");
+            self.workers.release_all();
+            self.workers.join(Instant::now() + RELEASE_WAIT);
+        }
+        let last_writes = Instant::now() + LAST_WRITES_WAIT;
+        while self.outcomes.unstored() > 0 && !left_until(last_writes).is_zero() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.deadlines.join(last_writes);
+        self.finisher.join(last_writes);
+        give_back(lifecycle, held, held.unsettled(), "unfinished jobs were given back");
+    }
+}
+
+fn give_back(lifecycle: &Lifecycle, held: &Held, jobs: Vec<(crate::job::Seq, crate::job::Token)>, what: &str) {
+    if jobs.is_empty() {
+        return;
+    }
+    match lifecycle.release(&jobs) {
+        Ok(count) => log::info!(jobs = count; "{what}"),
+        Err(error) => log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out"),
+    }
+    held.settle(jobs);
+}
+
+fn api_options(settings: &Settings) -> ApiOptions {
+    ApiOptions {
+        tokens: settings.api_tokens.iter().map(|token| token.expose().to_owned()).collect(),
+        body_bytes_max: settings.body_bytes_max,
+        payload_bytes_max: settings.payload_bytes_max,
+        jobs_per_call_max: settings.jobs_per_call_max,
+        probes_only: settings.role == Role::Worker,
+    }
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        log::debug!(error:% = error; "systemd could not be told");
+    }
+}

@@ -1,0 +1,239 @@
+//! What this replica holds: its leases, and where each of their jobs stands.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::job::{ClaimedJob, Seq, Token};
+use crate::wake::StopFlag;
+
+/// The leases of this replica. The feeder adds to it, workers begin jobs, the finisher settles them, the keeper renews.
+#[derive(Default)]
+pub struct Held {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    leases: HashMap<Token, Lease>,
+    // Leases without jobs, to be removed from the table.
+    ended: Vec<Token>,
+    // At a stop nothing more is begun.
+    closed: bool,
+}
+
+struct Lease {
+    valid_until: Instant,
+    jobs: HashMap<Seq, Standing>,
+}
+
+enum Standing {
+    /// In a channel.
+    Buffered,
+    /// In its handler, or waiting for its outcome to be stored.
+    Begun { since: Instant, stop: StopFlag },
+}
+
+impl Held {
+    /// Takes over a claim. Its jobs are expected to be begun and settled one by one.
+    pub fn add(&self, jobs: &[ClaimedJob], valid_until: Instant) {
+        let mut state = self.lock();
+        for job in jobs {
+            let lease = state.leases.entry(job.token).or_insert_with(|| Lease { valid_until, jobs: HashMap::new() });
+            lease.jobs.insert(job.seq, Standing::Buffered);
+        }
+    }
+
+    /// Begins a job, unless its lease was lost or the replica stops: then `None`, and the job must not be run.
+    ///
+    /// Where the lease could not be renewed in time (the database is away), waits until it is renewed or lost: another replica may have
+    /// the job by now.
+    pub fn begin(&self, job: &ClaimedJob) -> Option<StopFlag> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            let lease = state.leases.get_mut(&job.token)?;
+            let now = Instant::now();
+            if now < lease.valid_until {
+                let stop = StopFlag::new();
+                lease.jobs.insert(job.seq, Standing::Begun { since: now, stop: stop.clone() });
+                return Some(stop);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Forgets jobs whose outcome is stored or refused, or that were given back.
+    pub fn settle(&self, jobs: impl IntoIterator<Item = (Seq, Token)>) {
+        let mut state = self.lock();
+        for (seq, token) in jobs {
+            let Some(lease) = state.leases.get_mut(&token) else { continue };
+            lease.jobs.remove(&seq);
+            if lease.jobs.is_empty() {
+                state.leases.remove(&token);
+                state.ended.push(token);
+            }
+        }
+    }
+
+    /// Leaves a job to its lease: it is not renewed any more, and runs out with all its jobs.
+    pub fn forsake(&self, token: Token) {
+        self.lose(&[token]);
+    }
+
+    /// The leases to be renewed.
+    pub fn tokens(&self) -> Vec<Token> {
+        self.lock().leases.keys().copied().collect()
+    }
+
+    /// All of `tokens` were renewed until `valid_until`.
+    pub fn renewed(&self, tokens: &[Token], valid_until: Instant) {
+        let mut state = self.lock();
+        for token in tokens {
+            if let Some(lease) = state.leases.get_mut(token) {
+                lease.valid_until = valid_until;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// `tokens` belong to this replica no longer: their jobs are told to stop, and none of them is begun.
+    pub fn lose(&self, tokens: &[Token]) {
+        let mut state = self.lock();
+        for token in tokens {
+            for standing in state.leases.remove(token).into_iter().flat_map(|lease| lease.jobs.into_values()) {
+                if let Standing::Begun { stop, .. } = standing {
+                    stop.set();
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Takes out the leases that have no jobs any more.
+    pub fn take_ended(&self) -> Vec<Token> {
+        std::mem::take(&mut self.lock().ended)
+    }
+
+    /// Jobs that have been running for at least `time`.
+    pub fn begun_before(&self, time: Duration) -> Vec<(Seq, Token)> {
+        self.jobs(|standing| matches!(standing, Standing::Begun { since, .. } if since.elapsed() >= time))
+    }
+
+    /// Tells jobs to stop that were cancelled.
+    pub fn stop(&self, jobs: &[(Seq, Token)]) {
+        let state = self.lock();
+        for (seq, token) in jobs {
+            if let Some(Standing::Begun { stop, .. }) = state.leases.get(token).and_then(|lease| lease.jobs.get(seq)) {
+                stop.set();
+            }
+        }
+    }
+
+    /// From now on nothing is begun. Returns the jobs that were not.
+    pub fn close(&self) -> Vec<(Seq, Token)> {
+        self.lock().closed = true;
+        self.changed.notify_all();
+        self.jobs(|standing| matches!(standing, Standing::Buffered))
+    }
+
+    /// Every job that was not settled.
+    pub fn unsettled(&self) -> Vec<(Seq, Token)> {
+        self.jobs(|_| true)
+    }
+
+    fn jobs(&self, wanted: impl Fn(&Standing) -> bool) -> Vec<(Seq, Token)> {
+        let state = self.lock();
+        let of_lease = |(token, lease): (&Token, &Lease)| {
+            let wanted = lease.jobs.iter().filter(|(_, standing)| wanted(standing));
+            wanted.map(|(seq, _)| (*seq, *token)).collect::<Vec<_>>()
+        };
+        state.leases.iter().flat_map(of_lease).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::job::Lane;
+
+    fn job(seq: i64, token: i64) -> ClaimedJob {
+        ClaimedJob {
+            seq: Seq(seq),
+            id: uuid::Uuid::nil(),
+            job_type: "x".into(),
+            payload: "{}".into(),
+            lane: Lane::Low,
+            retry_count: 0,
+            max_retries: 0,
+            token: Token(token),
+            timeout: None,
+            unique_key: None,
+            created_at: Timestamp::from_millis(0),
+        }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_lease_ends_when_its_last_job_is_settled() {
+        let held = Held::default();
+        held.add(&[job(1, 7), job(2, 7)], soon());
+
+        held.settle([(Seq(1), Token(7))]);
+        assert!(held.take_ended().is_empty());
+        held.settle([(Seq(2), Token(7))]);
+
+        assert_eq!(held.take_ended(), [Token(7)]);
+        assert!(held.tokens().is_empty());
+    }
+
+    #[test]
+    fn a_job_of_a_lost_lease_is_told_to_stop_or_not_begun() {
+        let held = Held::default();
+        let (running, waiting) = (job(1, 7), job(2, 7));
+        held.add(&[running.clone(), waiting.clone()], soon());
+        let stop = held.begin(&running).expect("it is held");
+
+        held.lose(&[Token(7)]);
+
+        assert!(stop.is_set());
+        assert!(held.begin(&waiting).is_none());
+    }
+
+    #[test]
+    fn a_job_whose_lease_was_not_renewed_in_time_waits_for_it() {
+        let held = Held::default();
+        held.add(&[job(1, 7)], Instant::now());
+
+        std::thread::scope(|scope| {
+            let begun = scope.spawn(|| held.begin(&job(1, 7)).is_some());
+            held.renewed(&[Token(7)], soon());
+
+            assert!(begun.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn a_stop_gives_back_what_was_not_begun() {
+        let held = Held::default();
+        held.add(&[job(1, 7), job(2, 8)], soon());
+        held.begin(&job(1, 7)).expect("it is held");
+
+        assert_eq!(held.close(), [(Seq(2), Token(8))]);
+        assert!(held.begin(&job(2, 8)).is_none());
+        assert_eq!(held.unsettled().len(), 2);
+    }
+}

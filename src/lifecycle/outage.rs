@@ -1,0 +1,44 @@
+//! Whether a store is away: said once when it goes and once when it is back.
+
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// The present state of a store, and when its outage began.
+pub struct Outage {
+    name: &'static str,
+    since: Mutex<Option<Instant>>,
+}
+
+impl Outage {
+    /// Of the store that people call `name`; not away.
+    pub const fn new(name: &'static str) -> Outage {
+        Outage { name, since: Mutex::new(None) }
+    }
+
+    /// It is away now; logs the first of these.
+    pub fn begins(&self, error: &dyn Display) {
+        let mut since = self.lock();
+        if since.is_none() {
+            *since = Some(Instant::now());
+            log::warn!(error:% = error; "{} is away; Trilane goes on without it and looks for it", self.name);
+        }
+    }
+
+    /// It answers; logs the first of these after an outage, with its length. Returns whether there was one.
+    pub fn ends(&self) -> bool {
+        let Some(since) = self.lock().take() else { return false };
+        let seconds = since.elapsed().as_secs_f64();
+        log::info!(outage_seconds:? = (seconds * 1000.0).round() / 1000.0; "{} is back", self.name);
+        true
+    }
+
+    /// Whether it is away.
+    pub fn is_on(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,95 @@
+//! keeper: renews the leases of what this replica holds, and shows the replica as alive.
+//!
+//! 1. While it holds jobs: removes leases that ended, renews the rest, and tells running jobs that were cancelled or lost to stop.
+//! 2. Every 20 s shows the replica as alive. If that finds leases that ran out or replicas that died, it wakes the scheduler.
+//! 3. It alone says that the database is back after an outage.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Duty;
+use super::scheduler::Ticker;
+use crate::job::Token;
+use crate::lifecycle::{Held, Lifecycle, Outage, REPLICA_DEAD_AFTER};
+use crate::store::{BATCH_MAX, StoreError};
+use crate::wake::left_until;
+
+/// How often the replica shows itself: three times within [`REPLICA_DEAD_AFTER`], and seldom enough that an idle one is quiet.
+const BEAT_EVERY: Duration = Duration::from_secs(20);
+/// How often the database is tried while it is away.
+const AWAY_BEAT: Duration = Duration::from_secs(1);
+/// Renewals are at most this far apart, so that a cancelled job learns of it soon.
+const RENEW_EVERY_MAX: Duration = Duration::from_secs(5);
+
+/// The duty.
+pub struct Keeper {
+    lifecycle: Arc<Lifecycle>,
+    held: Arc<Held>,
+    ticker: Ticker,
+    database: Arc<Outage>,
+    next_beat: Instant,
+    next_renewal: Instant,
+}
+
+impl Keeper {
+    /// A keeper of what `held` says.
+    pub fn new(lifecycle: Arc<Lifecycle>, held: Arc<Held>, ticker: Ticker, database: Arc<Outage>) -> Keeper {
+        let now = Instant::now();
+        Keeper { lifecycle, held, ticker, database, next_beat: now, next_renewal: now }
+    }
+
+    /// A third of the lease: two renewals may fail before it runs out.
+    fn renew_every(&self) -> Duration {
+        (self.lifecycle.policy().lease / 3).min(RENEW_EVERY_MAX)
+    }
+
+    fn renew(&self) -> Result<(), StoreError> {
+        let store = self.lifecycle.store();
+        store.end_leases(&self.held.take_ended())?;
+        let tokens = self.held.tokens();
+        for tokens in tokens.chunks(BATCH_MAX) {
+            let valid_until = Instant::now() + self.lifecycle.policy().lease;
+            let lost = store.renew(tokens, self.lifecycle.policy().lease)?;
+            self.held.lose(&lost);
+            let kept: Vec<Token> = tokens.iter().copied().filter(|token| !lost.contains(token)).collect();
+            self.held.renewed(&kept, valid_until);
+            if !lost.is_empty() {
+                log::warn!(leases = lost.len(); "leases were lost to another replica; their jobs are told to stop");
+            }
+        }
+        let running = self.held.begun_before(self.renew_every());
+        for running in running.chunks(BATCH_MAX) {
+            self.held.stop(&store.not_held(running)?);
+        }
+        Ok(())
+    }
+
+    fn beat(&self) -> Result<(), StoreError> {
+        let policy = self.lifecycle.policy();
+        let holds = self.held.unsettled().len();
+        let beat = self.lifecycle.store().beat(policy.replica, &policy.replica_name, holds, REPLICA_DEAD_AFTER)?;
+        let was_away = self.database.ends();
+        if was_away || beat.leases_expired || beat.replicas_dead {
+            self.ticker.tick_now();
+        }
+        Ok(())
+    }
+}
+
+impl Duty for Keeper {
+    const NAME: &'static str = "keeper";
+
+    fn round(&mut self) -> Result<Duration, StoreError> {
+        let now = Instant::now();
+        if now >= self.next_renewal {
+            self.renew()?;
+            self.next_renewal = now + self.renew_every();
+        }
+        if now >= self.next_beat || self.database.is_on() {
+            self.beat()?;
+            self.next_beat = now + BEAT_EVERY;
+        }
+        let wait = left_until(self.next_beat.min(self.next_renewal));
+        Ok(if self.database.is_on() { wait.min(AWAY_BEAT) } else { wait })
+    }
+}

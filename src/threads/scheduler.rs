@@ -1,0 +1,163 @@
+//! scheduler: dispatches what is due, and takes back what got lost.
+//!
+//! 1. Pushes the ids whose time has come, to the millisecond.
+//! 2. Every second (where the lanes are in Redis) looks whether Redis is there and still has its data.
+//! 3. Every tick, and whenever woken: makes regular what plain SQL inserted, ends leases that ran out, takes over from dead replicas,
+//!    recalls lost ids, and dispatches all that is due before the next tick. So one query in two minutes serves every delay.
+//! 4. Once an hour deletes what ended longer ago than the retention.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Duty;
+use crate::job::Seq;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::random;
+use crate::retry::{Report, RetryPolicy, Verdict, judge};
+use crate::store::{Expired, StoreError};
+use crate::wake::left_until;
+
+/// How often Redis is looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often the table is searched for ids that Redis had, while it is away.
+const AWAY_TICK: Duration = Duration::from_secs(15);
+/// How often ended jobs are deleted.
+const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);
+/// The first deletion after a start.
+const PRUNE_FIRST: Duration = Duration::from_secs(60);
+/// Pages of one deletion round; the rest follows in the next, so that dispatch is never held up for long.
+const PRUNE_PAGES_MAX: usize = 20;
+
+/// Asks the scheduler for a tick now; cheap to clone.
+#[derive(Clone)]
+pub struct Ticker {
+    lifecycle: Arc<Lifecycle>,
+    asked: Arc<AtomicBool>,
+}
+
+impl Ticker {
+    /// A ticker for the scheduler of this lifecycle.
+    pub fn new(lifecycle: Arc<Lifecycle>) -> Ticker {
+        Ticker { lifecycle, asked: Arc::default() }
+    }
+
+    /// The scheduler ticks as soon as it can; does not wait for it.
+    pub fn tick_now(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.lifecycle.timers().wake().wake();
+    }
+}
+
+/// Decides how long a job waits whose lease ran out.
+pub type PolicyOf = Arc<dyn Fn(&str) -> RetryPolicy + Send + Sync>;
+
+/// The duty.
+pub struct Scheduler {
+    lifecycle: Arc<Lifecycle>,
+    metrics: Arc<Metrics>,
+    ticker: Ticker,
+    policy_of: PolicyOf,
+    retention: Duration,
+    next_tick: Instant,
+    next_watch: Instant,
+    next_prune: Instant,
+    prune_after: Option<Seq>,
+    is_first: bool,
+}
+
+impl Scheduler {
+    /// A scheduler that ticks at once.
+    pub fn new(
+        lifecycle: Arc<Lifecycle>,
+        metrics: Arc<Metrics>,
+        ticker: Ticker,
+        policy_of: PolicyOf,
+        retention: Duration,
+    ) -> Scheduler {
+        let now = Instant::now();
+        Scheduler {
+            lifecycle,
+            metrics,
+            ticker,
+            policy_of,
+            retention,
+            next_tick: now,
+            next_watch: now,
+            next_prune: now + PRUNE_FIRST.mul_f64(0.5 + random::unit() / 2.0),
+            prune_after: None,
+            is_first: true,
+        }
+    }
+
+    /// Whether the lanes have to be looked at again and again: those in this process do not change behind its back.
+    fn watches(&self) -> bool {
+        self.lifecycle.policy().lanes_are_shared || self.is_first
+    }
+
+    fn tick(&mut self) -> Result<(), StoreError> {
+        let lifecycle = &self.lifecycle;
+        lifecycle.regularise()?;
+        let expired = lifecycle.expire(|job| self.verdict_on(job))?;
+        Metrics::add(&self.metrics.expired, expired);
+        lifecycle.take_over_from_dead()?;
+        lifecycle.recall_lost(self.is_first)?;
+        lifecycle.dispatch(|| {
+            lifecycle.push_due_timers(Instant::now());
+        })
+    }
+
+    fn verdict_on(&self, job: &Expired) -> Verdict {
+        let report = Report::retry("worker lost: its lease ran out, so the replica that ran it died or was cut off");
+        judge(report, job.retry_count, job.max_retries, &(self.policy_of)(&job.job_type), random::unit())
+    }
+
+    fn prune(&mut self) -> Result<(), StoreError> {
+        let store = self.lifecycle.store();
+        for _ in 0..PRUNE_PAGES_MAX {
+            let pruned = store.prune_jobs(self.retention, self.prune_after)?;
+            self.prune_after = pruned.next;
+            if pruned.deleted > 0 {
+                log::debug!(jobs = pruned.deleted; "deleted ended jobs");
+            }
+            if pruned.next.is_none() {
+                store.prune_rest(self.retention)?;
+                self.next_prune = Instant::now() + PRUNE_EVERY;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Duty for Scheduler {
+    const NAME: &'static str = "scheduler";
+
+    fn round(&mut self) -> Result<Duration, StoreError> {
+        let now = Instant::now();
+        self.lifecycle.push_due_timers(now);
+        let mut tick = self.ticker.asked.swap(false, Ordering::AcqRel) || now >= self.next_tick;
+        if self.watches() && now >= self.next_watch {
+            self.next_watch = now + WATCH_EVERY;
+            tick |= self.lifecycle.watch_lanes()?;
+        }
+        if tick {
+            // Before the tick: if it fails, the next round tries again after the loop's pause.
+            self.next_tick = now;
+            self.tick()?;
+            let pause = if self.lifecycle.lanes_are_away() { AWAY_TICK } else { self.lifecycle.policy().tick };
+            self.next_tick = now + pause.min(self.lifecycle.policy().tick);
+            self.is_first = false;
+        }
+        if now >= self.next_prune {
+            self.prune()?;
+        }
+        let next_timer = self.lifecycle.push_due_timers(Instant::now());
+        let mut next = self.next_tick.min(self.next_prune);
+        if self.watches() {
+            next = next.min(self.next_watch);
+        }
+        Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
+    }
+}

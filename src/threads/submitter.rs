@@ -1,0 +1,235 @@
+//! submitter: stores the jobs that HTTP calls bring, many calls in one commit.
+//!
+//! 1. Waits for a call; takes all that wait with it, up to one batch of rows.
+//! 2. Stores them in one transaction; calls with an idempotency key have one each.
+//! 3. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use super::Duty;
+use crate::job::{Job, NewJob};
+use crate::lifecycle::{Lifecycle, Outage, SubmitFailure, SubmitResult};
+use crate::metrics::Metrics;
+use crate::store::{BATCH_MAX, Idempotency, KeyTaken, StoreError};
+
+/// How long a round waits for the first call.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+
+/// Jobs to be stored together, and the key under which the answer is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// At least one, checked.
+    pub jobs: Vec<NewJob>,
+    /// From the `Idempotency-Key` header.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Why nothing was stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many jobs wait for their commit already.
+    #[error("too many jobs wait for their commit")]
+    Overloaded,
+    /// The database cannot be used now.
+    #[error("the database is not available")]
+    Unavailable,
+    /// The commit did not come in time; it is not known whether it will.
+    #[error("the commit did not come in time")]
+    TimedOut,
+    /// The replica is being stopped.
+    #[error("the replica is being stopped")]
+    Stopping,
+    /// The idempotency key was used with another body.
+    #[error("the idempotency key was used with another body")]
+    IdempotencyMismatch,
+    /// The database refused the jobs; trying again does not help. For the log, not for the client.
+    #[error("the database refused the jobs: {0}")]
+    Rejected(String),
+}
+
+type Answer = Result<SubmitResult, SubmitError>;
+
+struct Call {
+    submission: Submission,
+    answer: Sender<Answer>,
+}
+
+/// The way into the submitter; cheap to clone.
+#[derive(Clone)]
+pub struct SubmitQueue {
+    calls: Sender<Call>,
+    jobs_waiting: Arc<AtomicUsize>,
+    jobs_waiting_max: usize,
+    closed: Arc<AtomicBool>,
+}
+
+impl SubmitQueue {
+    /// Stores jobs; returns once they are committed, or after `wait`.
+    ///
+    /// # Errors
+    /// [`SubmitError`]. After [`SubmitError::TimedOut`] it is not known whether the jobs were stored.
+    pub fn submit(&self, submission: Submission, wait: Duration) -> Answer {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(SubmitError::Stopping);
+        }
+        let count = submission.jobs.len();
+        let waiting = self.jobs_waiting.fetch_add(count, Ordering::AcqRel);
+        if waiting.saturating_add(count) > self.jobs_waiting_max {
+            self.jobs_waiting.fetch_sub(count, Ordering::AcqRel);
+            return Err(SubmitError::Overloaded);
+        }
+        let (answer, answers) = bounded(1);
+        if self.calls.send(Call { submission, answer }).is_err() {
+            return Err(SubmitError::Stopping);
+        }
+        match answers.recv_timeout(wait) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => Err(SubmitError::TimedOut),
+            Err(RecvTimeoutError::Disconnected) => Err(SubmitError::Stopping),
+        }
+    }
+
+    /// Takes no more calls. Those that wait are answered.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Jobs that wait for their commit.
+    pub fn jobs_waiting(&self) -> usize {
+        self.jobs_waiting.load(Ordering::Relaxed)
+    }
+}
+
+/// The duty.
+pub struct Submitter {
+    calls: Receiver<Call>,
+    jobs_waiting: Arc<AtomicUsize>,
+    lifecycle: Arc<Lifecycle>,
+    metrics: Arc<Metrics>,
+    database: Arc<Outage>,
+}
+
+impl Submitter {
+    /// A submitter, and the way into it. At most `jobs_waiting_max` jobs wait for their commit.
+    pub fn new(
+        lifecycle: Arc<Lifecycle>,
+        metrics: Arc<Metrics>,
+        database: Arc<Outage>,
+        jobs_waiting_max: usize,
+    ) -> (Submitter, SubmitQueue) {
+        // Bounded by the count of jobs, not of calls: each call holds at least one.
+        let (sender, calls) = unbounded();
+        let jobs_waiting = Arc::new(AtomicUsize::new(0));
+        let queue = SubmitQueue {
+            calls: sender,
+            jobs_waiting: Arc::clone(&jobs_waiting),
+            jobs_waiting_max,
+            closed: Arc::new(AtomicBool::new(false)),
+        };
+        (Submitter { calls, jobs_waiting, lifecycle, metrics, database }, queue)
+    }
+
+    fn take_batch(&self, first: Call) -> Vec<Call> {
+        let mut rows = first.submission.jobs.len();
+        let mut calls = vec![first];
+        while rows < BATCH_MAX {
+            let Ok(call) = self.calls.try_recv() else { break };
+            rows += call.submission.jobs.len();
+            calls.push(call);
+        }
+        let total: usize = calls.iter().map(|call| call.submission.jobs.len()).sum();
+        self.jobs_waiting.fetch_sub(total, Ordering::AcqRel);
+        calls
+    }
+
+    fn store(&self, calls: Vec<Call>) {
+        let (once, together): (Vec<Call>, Vec<Call>) =
+            calls.into_iter().partition(|call| call.submission.idempotency.is_some());
+        self.store_together(&together);
+        for call in &once {
+            self.store_once(call);
+        }
+    }
+
+    fn store_together(&self, calls: &[Call]) {
+        if calls.is_empty() {
+            return;
+        }
+        let jobs: Vec<&NewJob> = calls.iter().flat_map(|call| &call.submission.jobs).collect();
+        match self.lifecycle.submit(&jobs) {
+            Ok(results) => self.answer_each(calls, results),
+            // One call's jobs may be what the database refuses; the others are not to suffer for it.
+            Err(StoreError::Corrupt(_) | StoreError::Conflict(_)) if calls.len() > 1 => {
+                for call in calls {
+                    self.store_together(std::slice::from_ref(call));
+                }
+            }
+            Err(error) => {
+                let error = self.submit_error(&error);
+                calls.iter().for_each(|call| answer(call, Err(error.clone())));
+            }
+        }
+    }
+
+    fn answer_each(&self, calls: &[Call], results: Vec<Result<Job, KeyTaken>>) {
+        Metrics::add(&self.metrics.submitted, results.iter().filter(|result| result.is_ok()).count());
+        let mut results = results.into_iter();
+        for call in calls {
+            let results = results.by_ref().take(call.submission.jobs.len()).collect();
+            answer(call, Ok(SubmitResult { results, replayed: false }));
+        }
+    }
+
+    fn store_once(&self, call: &Call) {
+        let Some(idempotency) = &call.submission.idempotency else { return };
+        let jobs: Vec<&NewJob> = call.submission.jobs.iter().collect();
+        let result = self.lifecycle.submit_once(&jobs, idempotency).map_err(|failure| match failure {
+            SubmitFailure::IdempotencyMismatch => SubmitError::IdempotencyMismatch,
+            SubmitFailure::Store(error) => self.submit_error(&error),
+        });
+        if let Ok(SubmitResult { results, replayed: false }) = &result {
+            Metrics::add(&self.metrics.submitted, results.iter().filter(|result| result.is_ok()).count());
+        }
+        answer(call, result);
+    }
+
+    fn submit_error(&self, error: &StoreError) -> SubmitError {
+        match error {
+            StoreError::Unavailable(_) => {
+                self.database.begins(error);
+                SubmitError::Unavailable
+            }
+            StoreError::Contended(_) => SubmitError::Unavailable,
+            StoreError::Conflict(why) | StoreError::Corrupt(why) => {
+                log::error!(error:% = error; "the database refused submitted jobs");
+                SubmitError::Rejected(why.clone())
+            }
+        }
+    }
+}
+
+fn answer(call: &Call, answer: Answer) {
+    // OK: a call that does not wait any more was told that its commit did not come in time
+    let _ = call.answer.try_send(answer);
+}
+
+impl Duty for Submitter {
+    const NAME: &'static str = "submitter";
+
+    fn round(&mut self) -> Result<Duration, StoreError> {
+        match self.calls.recv_timeout(IDLE_WAIT) {
+            Ok(first) => {
+                let batch = self.take_batch(first);
+                self.store(batch);
+                Ok(Duration::ZERO)
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(Duration::ZERO),
+            // Nobody can call any more: the process is about to end.
+            Err(RecvTimeoutError::Disconnected) => Ok(IDLE_WAIT),
+        }
+    }
+}
