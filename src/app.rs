@@ -112,6 +112,7 @@ impl Service {
                 ticker.clone(),
                 Arc::new(policy_of),
                 settings.retention,
+                settings.starvation,
             );
             let wake = lifecycle.timers().wake();
             threads::start(scheduler, wake, Arc::clone(&database))?
@@ -176,7 +177,9 @@ impl Service {
         if open_requests > 0 {
             log::warn!(requests = open_requests; "requests were not answered in time");
         }
+        // With the last way into it gone, the submitter learns at once that nothing more will come.
         self.submit_queue.close();
+        drop(self.submit_queue);
         self.submitter.join(Instant::now() + LAST_WRITES_WAIT);
         let deadline = Instant::now().max(drained) + RELEASE_WAIT + LAST_WRITES_WAIT;
         if let Some(running) = self.running {
@@ -249,6 +252,8 @@ impl Running {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.deadlines.join(last_writes);
+        // With the last way to it gone, the finisher learns at once that nothing more will come.
+        drop((self.workers, self.outcomes));
         self.finisher.join(last_writes);
         give_back(lifecycle, held, held.unsettled(), "unfinished jobs were given back");
     }

@@ -8,6 +8,7 @@ mod outage;
 mod timers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -26,6 +27,9 @@ use crate::store::{
 
 /// An id may be on its way between a lane and its claim for this long before it counts as lost.
 const LOST_GRACE: Duration = Duration::from_secs(10);
+/// Ids of a lane that the starvation guard looks at together, and how often in one round.
+const PROMOTED_BATCH: usize = 100;
+const PROMOTED_BATCHES_MAX: usize = 10;
 /// A replica that has not been seen for this long is dead: three beats missed.
 pub const REPLICA_DEAD_AFTER: Duration = Duration::from_secs(60);
 
@@ -57,6 +61,8 @@ pub struct Lifecycle {
     lanes_outage: Outage,
     // Whether more is due in a lane than the scheduler has pushed.
     cut: [AtomicBool; 3],
+    // The epoch that this replica has begun, or tried to, and whose recall is not done yet.
+    new_epoch: Mutex<Option<String>>,
 }
 
 /// What one submission became.
@@ -89,6 +95,7 @@ impl Lifecycle {
             timers: Timers::default(),
             lanes_outage: Outage::new("Redis"),
             cut: [const { AtomicBool::new(false) }; 3],
+            new_epoch: Mutex::new(None),
         }
     }
 
@@ -240,24 +247,46 @@ impl Lifecycle {
     /// As every call of the store.
     pub fn watch_lanes(&self) -> Result<bool, StoreError> {
         let was_away = self.lanes_are_away();
-        let epoch = self.lanes.epoch().and_then(|epoch| match epoch {
-            Some(_) => Ok(false),
-            None => self.lanes.begin_epoch(&Uuid::new_v4().to_string()),
-        });
-        match epoch {
-            Ok(begun) => {
+        match self.begin_epoch_if_none() {
+            Ok(None) => {
                 self.lanes_outage.ends();
-                if begun {
-                    // Crash window "Redis loses its data": rows look dispatched, no lane has their ids.
-                    self.recall_all()?;
-                }
-                Ok(begun || was_away)
+                Ok(was_away)
+            }
+            Ok(Some(begun)) => {
+                self.lanes_outage.ends();
+                // Crash window "Redis loses its data": rows look dispatched, no lane has their ids. If the recall fails, the name stays,
+                // and the next look recalls again.
+                self.recall_all()?;
+                self.lock_new_epoch().take_if(|name| *name == begun);
+                Ok(true)
             }
             Err(error) => {
                 self.note_lanes_error(&error);
                 Ok(!was_away)
             }
         }
+    }
+
+    /// Begins an epoch where there is none. Returns its name if it is this replica's and its recall is not done.
+    fn begin_epoch_if_none(&self) -> Result<Option<String>, QueueError> {
+        let found = self.lanes.epoch()?;
+        let mut new_epoch = self.lock_new_epoch();
+        if found.is_some() && found != *new_epoch {
+            *new_epoch = None; // Another replica began it, and recalls.
+            return Ok(None);
+        }
+        if found.is_none() {
+            // Under one name until it is known to be begun: the answer to a try may have been lost.
+            let name = new_epoch.get_or_insert_with(|| Uuid::new_v4().to_string()).clone();
+            if !self.lanes.begin_epoch(&name)? {
+                *new_epoch = None;
+            }
+        }
+        Ok(new_epoch.clone())
+    }
+
+    fn lock_new_epoch(&self) -> MutexGuard<'_, Option<String>> {
+        self.new_epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // ---- dispatch ----
@@ -363,6 +392,40 @@ impl Lifecycle {
         Ok(())
     }
 
+    /// The starvation guard: moves the ids at the head of the lower lanes behind those of the high lane, where their jobs have been due for
+    /// longer than `limit`. The job keeps its priority; only this turn is given to it.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn promote_starved(&self, limit: Duration) -> Result<(), StoreError> {
+        for lane in [Lane::Medium, Lane::Low] {
+            for _ in 0..PROMOTED_BATCHES_MAX {
+                let popped = match self.lanes.pop(&[(lane, PROMOTED_BATCH)], Duration::ZERO) {
+                    Ok(popped) => popped,
+                    Err(error) => {
+                        self.note_lanes_error(&error);
+                        return Ok(());
+                    }
+                };
+                let Some((_, seqs)) = popped else { break };
+                // If this fails the ids are lost, as at a crash here; `recall_lost` finds them.
+                let starved = self.store.starved(&seqs, limit)?;
+                let (starved, fresh): (Vec<Seq>, Vec<Seq>) = seqs.into_iter().partition(|seq| starved.contains(seq));
+                if !fresh.is_empty() {
+                    self.lanes.push_front(lane, &fresh).unwrap_or_else(|error| self.note_lanes_error(&error));
+                }
+                if !starved.is_empty() {
+                    log::info!(jobs = starved.len(), lane:% = lane; "jobs that have waited too long are promoted");
+                    self.push(&[(Lane::High, starved)]);
+                }
+                if !fresh.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes over from dead replicas: the ids in their timers, and (where each process has lanes of its own) in their lanes.
     ///
     /// # Errors
@@ -423,7 +486,7 @@ impl Lifecycle {
                 return Err(error);
             }
         };
-        Ok(Some(Popped { jobs, valid_until: Some(valid_until), drained }))
+        Ok(Some(Popped { lane, jobs, valid_until: Some(valid_until), drained }))
     }
 
     /// Claims straight from the table, the lane's jobs that no lane has: the way while Redis is away.
@@ -434,7 +497,7 @@ impl Lifecycle {
         let valid_until = Instant::now() + self.policy.lease;
         let claim = self.store.claim_next(lane, count, self.policy.replica, self.policy.lease)?;
         self.bury_odd(&claim.odd)?;
-        Ok(Popped { jobs: claim.jobs, valid_until: Some(valid_until), drained: false })
+        Ok(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained: false })
     }
 
     /// Gives back jobs that this replica claimed without learning of it.
@@ -538,6 +601,8 @@ impl Lifecycle {
 /// Jobs that were claimed together.
 #[derive(Clone, Debug, Default)]
 pub struct Popped {
+    /// The lane they came from: their own, or the high one after the starvation guard.
+    pub lane: Lane,
     /// In the order in which they are to run.
     pub jobs: Vec<ClaimedJob>,
     /// Until when this replica may count on the lease, by its own clock; `None` where nothing was claimed.

@@ -110,6 +110,10 @@ update Jobs set DispatchedAt = greatest(RunAt, now()), DispatchedBy = ?, Status 
 where Seq = any(cast(? as bigint[])) and DispatchedAt is null
 returning Seq, cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
 
+-- starved: which of the given jobs have been waiting longer than a time.
+-- Params: 1 seqs (array)  2 time_ms.  Returns seq.
+select Seq from Jobs where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and RunAt < now() - ? * {ms}
+
 -- lost: locks dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
 -- (-1: the lane is empty; a head that no row knows finds nothing).
 -- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.

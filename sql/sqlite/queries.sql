@@ -117,6 +117,10 @@ select Seq, max(RunAt - {now}, 0) from Jobs where Seq in (select value from json
 update Jobs set DispatchedAt = max(RunAt, {now}), DispatchedBy = ?, Status = lower(Status), UpdatedAt = {now}
 where Seq in (select value from json_each(?)) and DispatchedAt is null
 
+-- starved: which of the given jobs have been waiting longer than a time.
+-- Params: 1 seqs (array)  2 time_ms.  Returns seq.
+select Seq from Jobs where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and RunAt < {now} - ?
+
 -- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
 -- (-1: the lane is empty; a head that no row knows finds nothing).
 -- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.

@@ -144,6 +144,7 @@ impl fmt::Display for SubmitError {
 
 /// What became of a cancel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one for each call, and never kept")]
 pub enum Cancelled {
     /// It is cancelled now.
     Done(Job),
@@ -155,6 +156,7 @@ pub enum Cancelled {
 
 /// What became of a revive.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one for each call, and never kept")]
 pub enum Revived {
     /// It is queued again, its retries counted from zero; the dead letter is gone.
     Queued(Job),

@@ -66,7 +66,7 @@ pub(super) fn enqueue(
         }
     }
     if jobs.is_empty() {
-        return Ok(answer(Outcome { success: Vec::new(), failed }, false));
+        return Ok(answer(&Outcome { success: Vec::new(), failed }, false));
     }
 
     let types: Vec<String> = jobs.iter().map(|job| job.job_type.clone()).collect();
@@ -75,7 +75,7 @@ pub(super) fn enqueue(
     let submitted = backend.submit(Submission { jobs, idempotency }).map_err(refusal)?;
     let replayed = submitted.replayed;
     let outcome = outcome(submitted, &indexes, &types, failed)?;
-    Ok(answer(outcome, replayed))
+    Ok(answer(&outcome, replayed))
 }
 
 fn idempotency_key(headers: &Headers) -> Result<Option<String>, Problem> {
@@ -122,9 +122,9 @@ fn json_text(body: &[u8]) -> Result<&str, Problem> {
     match std::str::from_utf8(body) {
         Ok(text) => Ok(text.strip_prefix('\u{feff}').unwrap_or(text)),
         Err(error) => {
-            let before = &body[..error.valid_up_to()];
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
+            let before = String::from_utf8_lossy(&body[..error.valid_up_to()]);
+            let line = 1 + before.matches('\n').count();
+            let column = 1 + before.chars().rev().take_while(|character| *character != '\n').count();
             let detail = format!("the body is not UTF-8: wrong byte at line {line} column {column}");
             Err(Problem::new(Kind::MalformedJson, detail).with("line", line).with("column", column))
         }
@@ -221,7 +221,7 @@ fn outcome(
 }
 
 /// 200 if any job was stored; else 409 if it is for the unique keys alone, else 422.
-fn answer(outcome: Outcome, replayed: bool) -> Answer {
+fn answer(outcome: &Outcome, replayed: bool) -> Answer {
     let answer = if outcome.success.is_empty() {
         let all_taken = outcome.failed.iter().all(|failed| failed.existing_id.is_some());
         let kind = if all_taken {
@@ -237,7 +237,7 @@ fn answer(outcome: Outcome, replayed: bool) -> Answer {
             Err(error) => Problem::internal("answer", &error).into(),
         }
     } else {
-        Answer::json(200, &outcome)
+        Answer::json(200, outcome)
     };
     if replayed {
         answer.with_header("Idempotency-Replayed", "true")

@@ -161,14 +161,13 @@ impl Backend for Fake {
         let mut results = Vec::new();
         for new in &submission.jobs {
             let holder = state.jobs.iter().find(|job| job.unique_key.is_some() && job.unique_key == new.unique_key);
-            results.push(match holder {
-                Some(holder) => Err(KeyTaken { held_by: holder.id }),
-                None => {
-                    let job = row(new, state.jobs.len());
-                    state.jobs.push(job.clone());
-                    Ok(StoredJob { job })
-                }
-            });
+            if let Some(holder) = holder {
+                results.push(Err(KeyTaken { held_by: holder.id }));
+                continue;
+            }
+            let job = row(new, state.jobs.len());
+            state.jobs.push(job.clone());
+            results.push(Ok(StoredJob { job }));
         }
         if let Some(Idempotency { key, request_hash }) = submission.idempotency {
             state.answers.insert(key, (request_hash, results.clone()));

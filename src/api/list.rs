@@ -74,15 +74,13 @@ fn answer(backend: SharedBackend, listing: Listing, path: &str, query: &Query) -
     let after = query.parse("cursor", cursor_of_link, |text| listing.seq_of_cursor(text))?;
 
     let mut chunks = Chunks { backend, listing, after, rows_next: CHUNK_ROWS_FIRST, done: false };
-    match limit {
-        Some(limit) => page(&mut chunks, limit, path, query),
-        None => {
-            // The first chunk now: a database that is away is a 503, not a broken answer.
-            let mut json = b"[".to_vec();
-            chunks.append(&mut json, usize::MAX)?;
-            Ok(Answer::stream(JSON, JsonArray { chunks, json, read: 0, end: End::Open }))
-        }
+    if let Some(limit) = limit {
+        return page(&mut chunks, limit, path, query);
     }
+    // The first chunk now: a database that is away is a 503, not a broken answer.
+    let mut json = b"[".to_vec();
+    chunks.append(&mut json, usize::MAX)?;
+    Ok(Answer::stream(JSON, JsonArray { chunks, json, read: 0, end: End::Open }))
 }
 
 fn page(chunks: &mut Chunks, limit: usize, path: &str, query: &Query) -> Result<Answer, Problem> {

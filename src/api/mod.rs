@@ -3,7 +3,7 @@
 //! Runs on the HTTP threads (`threads/http.rs`), which bring the request and take the answer to the client. Must not touch sockets
 //! or the HTTP library, and reaches stores and queue only through [`Backend`].
 //!
-//! A request goes through here in this order: probes (open to everyone), then [`guard`], then [`routes`], then one handler.
+//! A request goes through here in this order: probes (open to everyone), then `guard`, then `routes`, then one handler.
 
 mod backend;
 mod enqueue;

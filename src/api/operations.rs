@@ -11,7 +11,7 @@ use crate::job::{FailedAttempt, Job, Status};
 
 /// Version 0.0.4 of Prometheus' text format.
 const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// The description of the API, OpenAPI 3.1, written by hand.
+/// The description of the API in version 3.1 of `OpenAPI`, written by hand.
 pub(super) const OPEN_API: &str = include_str!("openapi.json");
 
 /// A job and what went wrong with it so far.
@@ -74,18 +74,18 @@ pub(super) fn health() -> Answer {
 
 /// `GET /readyz`: 503 if a store is away that the replica cannot serve without.
 pub(super) fn ready(backend: &dyn Backend) -> Answer {
-    let states = backend.ready();
-    let ready = states.iter().all(|state| state.problem.is_none() || !state.required);
+    let known = backend.ready();
+    let ready = known.iter().all(|state| state.problem.is_none() || !state.required);
     let mut stores = Map::new();
-    for state in states {
+    for state in known {
         let shown = match state.problem {
             None => json!({"status": "ok", "required": state.required}),
             Some(error) => json!({"status": "unavailable", "required": state.required, "error": error}),
         };
         stores.insert(state.name.to_owned(), shown);
     }
-    let (code, status) = if ready { (200, "ok") } else { (503, "unavailable") };
-    Answer::json(code, &json!({"status": status, "stores": stores}))
+    let status = if ready { 200 } else { 503 };
+    Answer::json(status, &json!({"status": if ready { "ok" } else { "unavailable" }, "stores": stores}))
 }
 
 /// `GET /metrics`.

@@ -117,6 +117,22 @@ impl Store {
         Ok(recalled)
     }
 
+    /// Which of `seqs` (up to [`BATCH_MAX`]) have been waiting for a worker for longer than `time`.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn starved(&self, seqs: &[Seq], time: Duration) -> Result<Vec<Seq>, StoreError> {
+        let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
+        self.read(|session| {
+            let mut starved = Vec::new();
+            session.query("starved", &[Param::Text(&list), Param::Int(millis(time))], |row| {
+                starved.push(Seq(row.int(1)?));
+                Ok(())
+            })?;
+            Ok(starved)
+        })
+    }
+
     /// Gives ids (up to [`BATCH_MAX`]) back to dispatch that could not be pushed.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod error;
 mod lease;
 mod migrate;
 mod outcome;
+mod param;
 mod pool;
 mod probe;
 mod prune;

@@ -3,38 +3,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use odbc_api::handles::{Statement, StatementConnection};
-use odbc_api::parameter::{InputParameter, VarCharBox, VarWCharBox, WithDataType};
-use odbc_api::{Connection, ConnectionTransitions, Cursor, CursorImpl, CursorRow, DataType, IntoParameter, Nullable, Prepared};
+use odbc_api::handles::{AsStatementRef, Statement, StatementConnection};
+use odbc_api::{Connection, ConnectionTransitions, Cursor, CursorImpl, CursorRow, Nullable, Prepared};
 
 use super::dialect::Dialect;
 use super::error::StoreError;
+pub(super) use super::param::{Param, TextMode};
+use super::param::{bind, chunks_for, in_chunks};
 
 /// `SharedConnection` of odbc-api: the mutex is what makes a prepared statement that owns its connection movable between threads.
 type Shared = Arc<Mutex<Connection<'static>>>;
 
-/// How text goes through a driver and back unchanged; found out by [`super::probe`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TextMode {
-    /// UTF-8.
-    Narrow,
-    /// UTF-16, of any length.
-    Wide,
-    /// UTF-16, in chunks of [`CHUNK_UNITS`], for drivers that cut parameters there (FreeTDS 1.3).
-    WideChunks,
-}
-
-/// The longest parameter that FreeTDS 1.3 sends whole, in UTF-16 units.
-const CHUNK_UNITS: usize = 4_000;
-
-/// A parameter of a statement.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Param<'a> {
-    Int(i64),
-    MaybeInt(Option<i64>),
-    Text(&'a str),
-    MaybeText(Option<&'a str>),
-}
+/// How long a prepared statement may run on SQL Server, which has no such limit of its own.
+const STATEMENT_SECONDS_MAX: usize = 30;
 
 /// A connection with its prepared statements.
 pub(super) struct Session {
@@ -117,34 +98,32 @@ impl Session {
         params: &[Param<'_>],
         each: &mut dyn FnMut(&mut Row<'_, '_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let chunks = if self.text == TextMode::WideChunks { chunks_for(params) } else { 1 };
+        let chunks = if self.text == TextMode::WideChunks { chunks_for(params)? } else { 1 };
         let (dialect, mode) = (self.dialect, self.text);
         let bound = bind(params, mode, chunks);
-        let result = match self.prepared.entry((name, chunks)) {
+        let prepared = match self.prepared.entry((name, chunks)) {
             std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let text = if chunks > 1 { in_chunks(text, params, chunks) } else { text.to_owned() };
-                Arc::clone(&self.connection).into_prepared(&text).map(|prepared| entry.insert(prepared))
+                prepare(&self.connection, dialect, &text).map(|prepared| entry.insert(prepared))
             }
         };
-        let result = result
-            .and_then(|prepared| prepared.execute(bound.as_slice()))
-            .map_err(|error| StoreError::of(dialect, error))
-            .and_then(|cursor| match cursor {
-                Some(cursor) => read(cursor, dialect, mode, each),
-                None => Ok(()),
-            });
+        let result = prepared.and_then(|prepared| {
+            let cursor = prepared.execute(bound.as_slice()).map_err(|error| StoreError::of(dialect, error))?;
+            let rows = cursor.map(|cursor| read(cursor, dialect, mode, each));
+            rows.unwrap_or_else(|| read_on(&mut prepared.as_stmt_ref(), dialect))
+        });
+        if result.is_err() {
+            // Its handle may be left in the middle of a batch.
+            self.prepared.remove(&(name, chunks));
+        }
         self.judge(result)
     }
 
     /// Runs `text` as it stands, without parameters: sessions' settings, migrations. Its results are read and thrown away.
     pub(super) fn execute_text(&mut self, text: &str) -> Result<(), StoreError> {
         let (dialect, mode) = (self.dialect, self.text);
-        let result = match lock(&self.connection).execute(text, (), None) {
-            Ok(Some(cursor)) => read(cursor, dialect, mode, &mut |_| Ok(())),
-            Ok(None) => Ok(()),
-            Err(error) => Err(StoreError::of(dialect, error)),
-        };
+        let result = run_text(&lock(&self.connection), dialect, mode, text);
         self.judge(result)
     }
 
@@ -152,14 +131,17 @@ impl Session {
         match self.dialect {
             // The driver would begin a deferred transaction, which fails when it turns from reading to writing.
             Dialect::Sqlite => self.execute_text("begin immediate"),
-            Dialect::Postgres | Dialect::Mssql => self.connection_call(|connection| connection.set_autocommit(false)),
+            // Off and on again would be two round trips more; and FreeTDS would be inside a transaction at all times.
+            Dialect::Mssql => self.execute_text("BEGIN TRANSACTION"),
+            Dialect::Postgres => self.connection_call(|connection| connection.set_autocommit(false)),
         }
     }
 
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
         match self.dialect {
             Dialect::Sqlite => self.execute_text("commit"),
-            Dialect::Postgres | Dialect::Mssql => {
+            Dialect::Mssql => self.execute_text("COMMIT TRANSACTION"),
+            Dialect::Postgres => {
                 self.connection_call(|connection| connection.commit().and_then(|()| connection.set_autocommit(true)))
             }
         }
@@ -168,7 +150,9 @@ impl Session {
     pub(super) fn rollback(&mut self) {
         let result = match self.dialect {
             Dialect::Sqlite => self.execute_text("rollback"),
-            Dialect::Postgres | Dialect::Mssql => {
+            // Under XACT_ABORT most errors have rolled back by themselves.
+            Dialect::Mssql => self.execute_text("IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION"),
+            Dialect::Postgres => {
                 self.connection_call(|connection| connection.rollback().and_then(|()| connection.set_autocommit(true)))
             }
         };
@@ -200,6 +184,25 @@ fn lock<'a>(connection: &'a Shared) -> std::sync::MutexGuard<'a, Connection<'sta
     connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+fn prepare(connection: &Shared, dialect: Dialect, text: &str) -> Result<Prepared<StatementConnection<Shared>>, StoreError> {
+    let prepared = Arc::clone(connection).into_prepared(text).and_then(|mut prepared| {
+        // PostgreSQL limits its statements itself (session_a), and SQLite has nobody to wait for but its file.
+        if dialect == Dialect::Mssql {
+            prepared.set_query_timeout_sec(STATEMENT_SECONDS_MAX)?;
+        }
+        Ok(prepared)
+    });
+    prepared.map_err(|error| StoreError::of(dialect, error))
+}
+
+fn run_text(connection: &Connection<'static>, dialect: Dialect, mode: TextMode, text: &str) -> Result<(), StoreError> {
+    let failed = |error| StoreError::of(dialect, error);
+    let mut statement = connection.preallocate().map_err(failed)?;
+    let cursor = statement.execute(text, ()).map_err(failed)?;
+    let rows = cursor.map(|cursor| read(cursor, dialect, mode, &mut |_| Ok(())));
+    rows.unwrap_or_else(|| read_on(&mut statement.as_stmt_ref(), dialect))
+}
+
 fn read<S: Statement>(
     mut cursor: CursorImpl<S>,
     dialect: Dialect,
@@ -209,12 +212,28 @@ fn read<S: Statement>(
     let result = read_rows(&mut cursor, dialect, mode, each);
     // Closed by hand, for a cursor that is dropped panics where closing fails.
     let mut statement = cursor.into_stmt();
+    let result = result.and_then(|()| read_on(&mut statement, dialect));
     let closed = statement.close_cursor().into_result(&statement);
     match (result, closed) {
         (result, Ok(())) => result,
         (Ok(()), Err(error)) if has_no_cursor(&error) => Ok(()),
         (Ok(()), Err(error)) => Err(StoreError::of(dialect, error)),
         (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Waits for the end of a batch of SQL Server, behind its rows: what fails there is told only here, and a batch that is not read to
+/// its end is cancelled where it stands, with its COMMIT.
+fn read_on(statement: &mut impl Statement, dialect: Dialect) -> Result<(), StoreError> {
+    if dialect != Dialect::Mssql {
+        return Ok(());
+    }
+    loop {
+        // SAFETY: no buffer is bound to the columns of a result, for rows are read with SQLGetData.
+        let more = unsafe { statement.more_results() };
+        if !more.into_result_bool(statement).map_err(|error| StoreError::of(dialect, error))? {
+            return Ok(());
+        }
     }
 }
 
@@ -238,72 +257,6 @@ fn read_rows(
             Err(error) => return Err(StoreError::of(dialect, error)),
         }
     }
-}
-
-/// The chunks that the longest text parameter needs, rounded up to a power of two so that few texts (and plans) exist.
-fn chunks_for(params: &[Param<'_>]) -> usize {
-    let longest = params.iter().map(|param| match param {
-        // One less than a chunk holds: a chunk that would end within a surrogate pair ends before it.
-        Param::Text(text) | Param::MaybeText(Some(text)) => text.encode_utf16().count().div_ceil(CHUNK_UNITS - 1),
-        _ => 1,
-    });
-    longest.max().unwrap_or(1).max(1).next_power_of_two()
-}
-
-/// Puts a sum of `chunks` parameters in the place of each text parameter.
-fn in_chunks(text: &str, params: &[Param<'_>], chunks: usize) -> String {
-    let sum = format!("(CAST(N'' AS nvarchar(max)){})", " + ?".repeat(chunks));
-    let mut pieces = text.split('?');
-    let mut out = pieces.next().unwrap_or_default().to_owned();
-    for (piece, param) in pieces.zip(params) {
-        out.push_str(if matches!(param, Param::Text(_) | Param::MaybeText(_)) { &sum } else { "?" });
-        out.push_str(piece);
-    }
-    out
-}
-
-fn bind(params: &[Param<'_>], mode: TextMode, chunks: usize) -> Vec<Box<dyn InputParameter>> {
-    let mut bound: Vec<Box<dyn InputParameter>> = Vec::with_capacity(params.len());
-    for param in params {
-        match *param {
-            Param::Int(value) => bound.push(Box::new(value)),
-            Param::MaybeInt(value) => bound.push(Box::new(value.into_parameter())),
-            Param::Text(text) => bind_text(&mut bound, Some(text), mode, chunks),
-            Param::MaybeText(text) => bind_text(&mut bound, text, mode, chunks),
-        }
-    }
-    bound
-}
-
-fn bind_text(bound: &mut Vec<Box<dyn InputParameter>>, text: Option<&str>, mode: TextMode, chunks: usize) {
-    // Length `None` is nvarchar(max) under Microsoft's driver; NTEXT (WLongVarchar) is not to be used.
-    let wide = |value: VarWCharBox, length| WithDataType::new(value, DataType::WVarchar { length });
-    match (text, mode) {
-        (None, TextMode::Narrow) => bound.push(Box::new(VarCharBox::null())),
-        (Some(text), TextMode::Narrow) => bound.push(Box::new(VarCharBox::from_string(text.to_owned()))),
-        (None, TextMode::Wide) => bound.push(Box::new(wide(VarWCharBox::null(), None))),
-        (Some(text), TextMode::Wide) => bound.push(Box::new(wide(VarWCharBox::from_vec(text.encode_utf16().collect()), None))),
-        (text, TextMode::WideChunks) => {
-            let units: Option<Vec<u16>> = text.map(|text| text.encode_utf16().collect());
-            let length = std::num::NonZeroUsize::new(CHUNK_UNITS);
-            let mut rest = units.as_deref();
-            for _ in 0..chunks {
-                let value = rest.map_or_else(VarWCharBox::null, |units| {
-                    let (chunk, behind) = units.split_at(chunk_end(units));
-                    rest = Some(behind);
-                    VarWCharBox::from_vec(chunk.to_vec())
-                });
-                bound.push(Box::new(wide(value, length)));
-            }
-        }
-    }
-}
-
-/// Where the first chunk of `units` ends: never within a surrogate pair.
-fn chunk_end(units: &[u16]) -> usize {
-    let end = units.len().min(CHUNK_UNITS);
-    let cuts_a_pair = end < units.len() && (0xD800..0xDC00).contains(&units[end - 1]);
-    if cuts_a_pair { end - 1 } else { end }
 }
 
 #[derive(Default)]
@@ -352,19 +305,4 @@ impl Row<'_, '_> {
 
 fn missing(column: u16) -> StoreError {
     StoreError::Corrupt(format!("column {column} of a result is null where a value was expected"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_text_parameters_are_sent_in_chunks_and_their_number_is_a_power_of_two() {
-        let long = "x".repeat(CHUNK_UNITS * 2 + 1);
-        let params = [Param::Int(1), Param::Text(&long)];
-
-        assert_eq!(chunks_for(&params), 4);
-        assert_eq!(in_chunks("a ? b ? c", &params, 4), "a ? b (CAST(N'' AS nvarchar(max)) + ? + ? + ? + ?) c");
-        assert_eq!(bind(&params, TextMode::WideChunks, 4).len(), 5);
-    }
 }

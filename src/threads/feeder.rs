@@ -62,8 +62,8 @@ impl Load {
 
 /// One channel for each lane, in the order of [`Lane::ALL`].
 pub fn channels() -> ([Sender<ClaimedJob>; 3], [Receiver<ClaimedJob>; 3]) {
-    let [(a, x), (b, y), (c, z)] = [bounded(BUFFER_MAX), bounded(BUFFER_MAX), bounded(BUFFER_MAX)];
-    ([a, b, c], [x, y, z])
+    let (high, medium, low) = (bounded(BUFFER_MAX), bounded(BUFFER_MAX), bounded(BUFFER_MAX));
+    ([high.0, medium.0, low.0], [high.1, medium.1, low.1])
 }
 
 /// The duty.
@@ -108,8 +108,7 @@ impl Feeder {
         Metrics::add(&self.metrics.claimed, popped.jobs.len());
         self.held.add(&popped.jobs, valid_until);
         for job in popped.jobs {
-            let lane = job.lane.index();
-            if let Err(error) = self.channels[lane].send(job) {
+            if let Err(error) = self.channels[popped.lane.index()].send(job) {
                 let job = error.into_inner();
                 log::debug!(job:% = job.id; "no worker is left for a claimed job; it is given back");
             }

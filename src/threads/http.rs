@@ -2,8 +2,8 @@
 //!
 //! 1. Takes the next request from `tiny_http`.
 //! 2. Has the API answer it; a panic there becomes a 500, and the thread lives on.
-//! 3. Sends the answer ([`wire`]), a listing as it is read from the store.
-//! 4. Looks after the accept thread of `tiny_http`, which an error ends for good ([`listening`]).
+//! 3. Sends the answer (`wire`), a listing as it is read from the store.
+//! 4. Looks after the accept thread of `tiny_http`, which an error ends for good (`listening`).
 //! 5. At a stop: finishes what is under way, refuses what still comes with 503, and leaves.
 //!
 //! Must not know routes, JSON or stores: those are the API's.

@@ -4,7 +4,8 @@
 //! 2. Every second (where the lanes are in Redis) looks whether Redis is there and still has its data.
 //! 3. Every tick, and whenever woken: makes regular what plain SQL inserted, ends leases that ran out, takes over from dead replicas,
 //!    recalls lost ids, and dispatches all that is due before the next tick. So one query in two minutes serves every delay.
-//! 4. Once an hour deletes what ended longer ago than the retention.
+//! 4. With the starvation guard on, promotes what has waited too long.
+//! 5. Once an hour deletes what ended longer ago than the retention.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 const AWAY_TICK: Duration = Duration::from_secs(15);
 /// How often ended jobs are deleted.
 const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Looks of the starvation guard within its limit.
+const GUARD_ROUNDS: u32 = 4;
 /// The first deletion after a start.
 const PRUNE_FIRST: Duration = Duration::from_secs(60);
 /// Pages of one deletion round; the rest follows in the next, so that dispatch is never held up for long.
@@ -60,6 +63,8 @@ pub struct Scheduler {
     ticker: Ticker,
     policy_of: PolicyOf,
     retention: Duration,
+    starvation: Option<Duration>,
+    next_guard: Instant,
     next_tick: Instant,
     next_watch: Instant,
     next_prune: Instant,
@@ -68,13 +73,14 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler that ticks at once.
+    /// A scheduler that ticks at once. Ended jobs are kept for `retention`; a job that has been due for `starvation` is promoted.
     pub fn new(
         lifecycle: Arc<Lifecycle>,
         metrics: Arc<Metrics>,
         ticker: Ticker,
         policy_of: PolicyOf,
         retention: Duration,
+        starvation: Option<Duration>,
     ) -> Scheduler {
         let now = Instant::now();
         Scheduler {
@@ -83,6 +89,8 @@ impl Scheduler {
             ticker,
             policy_of,
             retention,
+            starvation,
+            next_guard: now,
             next_tick: now,
             next_watch: now,
             next_prune: now + PRUNE_FIRST.mul_f64(0.5 + random::unit() / 2.0),
@@ -150,6 +158,10 @@ impl Duty for Scheduler {
             self.next_tick = now + pause.min(self.lifecycle.policy().tick);
             self.is_first = false;
         }
+        if let Some(limit) = self.starvation.filter(|_| now >= self.next_guard) {
+            self.next_guard = now + limit / GUARD_ROUNDS;
+            self.lifecycle.promote_starved(limit)?;
+        }
         if now >= self.next_prune {
             self.prune()?;
         }
@@ -157,6 +169,9 @@ impl Duty for Scheduler {
         let mut next = self.next_tick.min(self.next_prune);
         if self.watches() {
             next = next.min(self.next_watch);
+        }
+        if self.starvation.is_some() {
+            next = next.min(self.next_guard);
         }
         Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
     }

@@ -94,9 +94,11 @@ start_postgres() {
 
   for ((try = 1; try <= PORT_TRIES_MAX; try++)); do
     port=$(free_port)
-    # 300 connections: tests run in parallel, some with several replicas, each with a pool of its own.
+    # 300 connections: tests run in parallel, some with several replicas, each with a pool of its own. pg_stat_statements
+    # counts what an idle replica sends; Debian has it in the package of the server.
     (become_postgres "${SERVER[@]}" --pdeathsig=INT "$bin/postgres" -D data -p "$port" -c listen_addresses=127.0.0.1 \
-      -c unix_socket_directories='' -c max_connections=300 -c fsync=on >"$folder/postgres.log" 2>&1 </dev/null) &
+      -c unix_socket_directories='' -c max_connections=300 -c fsync=on -c shared_preload_libraries=pg_stat_statements \
+      >"$folder/postgres.log" 2>&1 </dev/null) &
     postgres_pid=$!
     if answers "$postgres_pid" postgres_answers "$bin" "$port" "$password"; then break; fi
     stop INT "$postgres_pid"
@@ -105,6 +107,7 @@ start_postgres() {
   [ -n "$postgres_pid" ] || { cat "$folder/postgres.log" >&2; die "PostgreSQL did not start"; }
 
   PGPASSWORD=$password "$bin/createdb" -h 127.0.0.1 -p "$port" -U "$USER_NAME" "$DATABASE"
+  PGPASSWORD=$password "$bin/psql" -h 127.0.0.1 -p "$port" -U "$USER_NAME" -d "$DATABASE" -qc 'create extension pg_stat_statements'
   local driver
   driver=$(postgres_driver) || exit 1
   export TRILANE_TEST_POSTGRES="Driver={$driver};Server=127.0.0.1;Port=$port;Database=$DATABASE;UID=$USER_NAME;PWD=$password;"

@@ -24,7 +24,7 @@ const REPAIR_PAUSE: Duration = Duration::from_millis(100);
 /// File handles that must be free before a new server is worth while: a few connections need two each.
 const SPARE_HANDLES: usize = 8;
 /// How long a replaced server is asked for requests. Connections that are silent for longer are given up by most clients.
-const RETIRED_KEPT: Duration = Duration::from_secs(10 * 60);
+const RETIRED_KEPT: Duration = Duration::from_mins(10);
 /// The most replaced servers that are asked.
 const RETIRED_MAX: usize = 8;
 /// How long to wait for a request at once while replaced servers must be asked too.

@@ -6,7 +6,7 @@
 //! * it drops every `Connection` header, so it cannot ask a client to connect anew;
 //! * it writes head and body apart, which costs up to 40 ms where the system waits for more (Nagle's algorithm).
 //!
-//! One case is left to tiny_http: an answer to a request whose body was not read. Its writer can only be had by dropping the
+//! One case is left to `tiny_http`: an answer to a request whose body was not read. Its writer can only be had by dropping the
 //! reader, which first waits for the rest of the body, but the client may wait for the answer before it sends that.
 
 use std::io::{self, Read, Write};

@@ -4,10 +4,17 @@ use std::process::Command;
 
 use super::*;
 
-/// Asks until the answer comes over a server that accepts again.
+/// Asks over new connections until one is answered.
 fn ask_until_accepted(addr: SocketAddr) -> Reply {
-    // It waits in the backlog, at most for the time-out of the client.
-    Client::connect(addr).ask(&get("/healthz"))
+    let deadline = soon();
+    loop {
+        // A connection for which there is no second handle is closed unanswered.
+        let answered = std::panic::catch_unwind(|| Client::connect(addr).ask(&get("/healthz")));
+        match answered {
+            Ok(reply) => return reply,
+            Err(_) => assert!(Instant::now() < deadline, "never: a new connection is answered"),
+        }
+    }
 }
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {

@@ -1,0 +1,36 @@
+//! The real program, as processes that are started, stopped, killed and cut off from their stores.
+
+#[path = "../support/redis_server.rs"]
+#[expect(dead_code, reason = "the tests of the lanes use the rest")]
+mod redis_server;
+#[path = "../support/site.rs"]
+mod site;
+#[path = "../support/stores.rs"]
+#[expect(dead_code, reason = "the suite of the store uses the rest")]
+mod stores;
+#[path = "../support/trilane.rs"]
+mod trilane;
+#[path = "../support/upstream.rs"]
+mod upstream;
+
+mod cli;
+mod crash;
+mod idle;
+mod load;
+mod outage;
+mod requests;
+mod roles;
+mod sql;
+mod stop;
+mod timing;
+
+/// Tests that load the whole machine hold it together, those that measure time hold it alone.
+static MACHINE: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
+fn load_the_machine() -> std::sync::RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn quieten_the_machine() -> std::sync::RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,117 @@
+//! What the processes of one test share: a database of their own, a part of Redis of their own, and a folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use trilane::store::Dialect;
+use uuid::Uuid;
+
+use super::stores::{self, TestStore};
+use super::trilane::{Settings, Trilane, wait_until};
+
+pub(crate) struct Site {
+    database: TestStore,
+    redis: Option<(String, String)>,
+    folder: PathBuf,
+}
+
+impl Site {
+    /// An SQLite file; the lanes are in each process.
+    pub(crate) fn sqlite() -> Site {
+        Site::new(Dialect::Sqlite, None)
+    }
+
+    /// A PostgreSQL database; the lanes are in each process.
+    pub(crate) fn postgres() -> Site {
+        Site::new(Dialect::Postgres, None)
+    }
+
+    /// A PostgreSQL database and the Redis of all tests, under a prefix of its own.
+    pub(crate) fn postgres_and_redis() -> Site {
+        let url = std::env::var("TRILANE_TEST_REDIS").expect("TRILANE_TEST_REDIS is set: run the tests by `make test`");
+        Site::with_redis(&url)
+    }
+
+    /// A PostgreSQL database and this Redis.
+    pub(crate) fn with_redis(url: &str) -> Site {
+        Site::new(Dialect::Postgres, Some(url))
+    }
+
+    fn new(dialect: Dialect, redis_url: Option<&str>) -> Site {
+        let folder = std::env::temp_dir().join(format!("trilane-site-{}", Uuid::new_v4()));
+        fs::create_dir(&folder).expect("a folder for the test");
+        let prefix = format!("{}:", Uuid::new_v4().simple());
+        let redis = redis_url.map(|url| (url.to_owned(), prefix));
+        Site { database: TestStore::new(dialect), redis, folder }
+    }
+
+    /// How a process finds the stores. Retries come quickly.
+    pub(crate) fn settings(&self) -> Settings {
+        let settings = Settings::default()
+            .with("DB_CONNECTION", &self.database.connection_string)
+            .with("TRILANE_RETRY_BASE_MS", 1)
+            .with("TRILANE_RETRY_CAP_MS", 1);
+        match &self.redis {
+            Some((url, prefix)) => settings.with("REDIS_URL", url).with("TRILANE_REDIS_PREFIX", prefix),
+            None => settings,
+        }
+    }
+
+    pub(crate) fn start(&self, settings: &Settings) -> Trilane {
+        Trilane::start(&self.folder, settings)
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn connection_string(&self) -> &str {
+        &self.database.connection_string
+    }
+
+    /// Writes a file for the processes. Returns its path.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.join(name);
+        fs::write(&path, text).expect("the file is written");
+        path.display().to_string()
+    }
+
+    /// A command that runs until the gate of that name is opened, or the test is over. For a handlers file.
+    pub(crate) fn gate(&self, name: &str) -> String {
+        let path = self.folder.join(name);
+        fs::write(&path, "").expect("the gate is closed");
+        format!(r#"command = ["sh", "-c", "while [ -e {} ]; do sleep 0.05; done"]"#, path.display())
+    }
+
+    pub(crate) fn open_gate(&self, name: &str) {
+        fs::remove_file(self.folder.join(name)).expect("the gate was closed");
+    }
+
+    /// Runs SQL as a client would, past Trilane.
+    pub(crate) fn execute(&self, sql: &str) {
+        stores::execute(&self.database.connection_string, sql);
+    }
+
+    /// The one number that a query returns.
+    pub(crate) fn number(&self, sql: &str) -> i64 {
+        stores::number(&self.database.connection_string, sql)
+    }
+
+    /// Jobs for which `condition` holds, in SQL.
+    pub(crate) fn jobs(&self, condition: &str) -> i64 {
+        self.number(&format!("select count(*) from Jobs where {condition}"))
+    }
+
+    /// Waits until there are `count` jobs for which `condition` holds.
+    pub(crate) fn wait_for_jobs(&self, limit: Duration, count: i64, condition: &str) {
+        wait_until(limit, &format!("{count} jobs are {condition}"), || self.jobs(condition) == count);
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // What cannot be removed stays in the directory for temporary files. Gates vanish with it, and so their commands end.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
