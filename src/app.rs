@@ -147,7 +147,7 @@ impl Service {
     /// Waits for `stop_asked`, telling systemd meanwhile that all is well.
     pub fn wait(&self, stop_asked: &Receiver<()>) {
         let watchdog = sd_notify::watchdog_enabled(false, &mut 0);
-        let every = if watchdog { Duration::from_secs(10) } else { Duration::from_secs(60 * 60) };
+        let every = if watchdog { Duration::from_secs(10) } else { Duration::from_hours(1) };
         notify(sd_notify::NotifyState::Ready);
         while stop_asked.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
             if watchdog {

@@ -17,7 +17,7 @@ pub const RETRIES_DEFAULT: u32 = 3;
 /// The longest unique key, in characters. 200 UTF-16 units stay below SQL Server's 900 bytes for an index key.
 pub const UNIQUE_KEY_CHARS_MAX: usize = 200;
 /// The longest time limit that a job may ask for: one day.
-pub const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+pub const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 /// How much of an error or reason is kept, in characters; the rest is cut off. A reason is read by people.
 pub const REASON_CHARS_MAX: usize = 4_000;
 
@@ -334,13 +334,11 @@ impl ClaimedJob {
 
 /// `text` cut to `chars_max` characters, never inside one, with a mark where something was cut.
 pub fn cut(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        None => text.to_owned(),
-        Some(_) => {
-            let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
-            format!("{kept}…")
-        }
+    if text.char_indices().nth(chars_max).is_none() {
+        return text.to_owned();
     }
+    let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
+    format!("{kept}…")
 }
 
 #[cfg(test)]

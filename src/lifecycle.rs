@@ -31,7 +31,7 @@ const LOST_GRACE: Duration = Duration::from_secs(10);
 const PROMOTED_BATCH: usize = 100;
 const PROMOTED_BATCHES_MAX: usize = 10;
 /// A replica that has not been seen for this long is dead: three beats missed.
-pub const REPLICA_DEAD_AFTER: Duration = Duration::from_secs(60);
+pub const REPLICA_DEAD_AFTER: Duration = Duration::from_mins(1);
 
 /// What one replica needs to know to move jobs.
 #[derive(Clone, Debug)]
@@ -59,6 +59,11 @@ pub struct Lifecycle {
     policy: Policy,
     timers: Timers,
     lanes_outage: Outage,
+    // What the keeper has seen and the scheduler is to see to.
+    leases_expired: AtomicBool,
+    replicas_dead: AtomicBool,
+    // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
+    no_expiry_before: Mutex<Instant>,
     // Whether more is due in a lane than the scheduler has pushed.
     cut: [AtomicBool; 3],
     // The epoch that this replica has begun, or tried to, and whose recall is not done yet.
@@ -94,6 +99,9 @@ impl Lifecycle {
             policy,
             timers: Timers::default(),
             lanes_outage: Outage::new("Redis"),
+            leases_expired: AtomicBool::new(true),
+            replicas_dead: AtomicBool::new(true),
+            no_expiry_before: Mutex::new(Instant::now()),
             cut: [const { AtomicBool::new(false) }; 3],
             new_epoch: Mutex::new(None),
         }
@@ -257,7 +265,7 @@ impl Lifecycle {
                 // Crash window "Redis loses its data": rows look dispatched, no lane has their ids. If the recall fails, the name stays,
                 // and the next look recalls again.
                 self.recall_all()?;
-                self.lock_new_epoch().take_if(|name| *name == begun);
+                lock(&self.new_epoch).take_if(|name| *name == begun);
                 Ok(true)
             }
             Err(error) => {
@@ -270,7 +278,7 @@ impl Lifecycle {
     /// Begins an epoch where there is none. Returns its name if it is this replica's and its recall is not done.
     fn begin_epoch_if_none(&self) -> Result<Option<String>, QueueError> {
         let found = self.lanes.epoch()?;
-        let mut new_epoch = self.lock_new_epoch();
+        let mut new_epoch = lock(&self.new_epoch);
         if found.is_some() && found != *new_epoch {
             *new_epoch = None; // Another replica began it, and recalls.
             return Ok(None);
@@ -283,10 +291,6 @@ impl Lifecycle {
             }
         }
         Ok(new_epoch.clone())
-    }
-
-    fn lock_new_epoch(&self) -> MutexGuard<'_, Option<String>> {
-        self.new_epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // ---- dispatch ----
@@ -387,7 +391,7 @@ impl Lifecycle {
 
     fn recall_all(&self) -> Result<(), StoreError> {
         for lane in Lane::ALL {
-            while self.store.recall_lost(lane, None, Duration::ZERO, true)? == BATCH_MAX {}
+            while self.store.recall_lost(lane, None, Duration::ZERO, false)? == BATCH_MAX {}
         }
         Ok(())
     }
@@ -426,30 +430,55 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// Takes over from dead replicas: the ids in their timers, and (where each process has lanes of its own) in their lanes.
+    /// Shows this replica as alive. Returns whether the scheduler has something to see to.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn beat(&self, holds: usize) -> Result<bool, StoreError> {
+        let beat = self.store.beat(self.policy.replica, &self.policy.replica_name, holds, REPLICA_DEAD_AFTER)?;
+        self.leases_expired.fetch_or(beat.leases_expired, Ordering::AcqRel);
+        self.replicas_dead.fetch_or(beat.replicas_dead, Ordering::AcqRel);
+        Ok(beat.leases_expired || beat.replicas_dead)
+    }
+
+    /// The database is back after an outage: for the length of one lease no lease is ended, for their replicas could not renew them either.
+    pub fn defer_expiry(&self) {
+        *lock(&self.no_expiry_before) = Instant::now() + self.policy.lease;
+    }
+
+    /// Takes over from dead replicas, where a beat has seen one (or this replica has just started): the ids in their timers, and (where each process has lanes of its own) in their lanes.
     ///
     /// # Errors
     /// As every call of the store.
     pub fn take_over_from_dead(&self) -> Result<(), StoreError> {
+        if !self.replicas_dead.load(Ordering::Acquire) {
+            return Ok(());
+        }
         if !self.policy.lanes_are_shared {
             self.recall_all()?;
         }
         while self.store.recall_with_replica(REPLICA_DEAD_AFTER, None)? == BATCH_MAX {}
-        self.store.bury_replicas(REPLICA_DEAD_AFTER)
+        self.store.bury_replicas(REPLICA_DEAD_AFTER)?;
+        self.replicas_dead.store(false, Ordering::Release);
+        Ok(())
     }
 
-    /// Ends leases that ran out; their jobs count one failed attempt, by `verdict`. What retries is dispatched by the next tick.
+    /// Ends leases that ran out, where a beat has seen one (or this replica has just started); their jobs count one failed attempt, by `verdict`. What retries is dispatched by the next tick.
     ///
     /// # Errors
     /// As every call of the store.
     pub fn expire(&self, verdict: impl Fn(&Expired) -> Verdict) -> Result<usize, StoreError> {
         let mut count = 0;
+        if !self.leases_expired.load(Ordering::Acquire) || Instant::now() < *lock(&self.no_expiry_before) {
+            return Ok(count);
+        }
         loop {
             let expired = self.store.expire(self.policy.replica, &verdict)?;
             for job in &expired {
                 log::warn!(seq:% = job.seq, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
             }
             if expired.is_empty() {
+                self.leases_expired.store(false, Ordering::Release);
                 return Ok(count);
             }
             count += expired.len();
@@ -609,6 +638,11 @@ pub struct Popped {
     pub valid_until: Option<Instant>,
     /// Whether the lane ran empty although more is due, so that the scheduler should be woken.
     pub drained: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // OK: what is locked here is changed in single steps
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn in_ms(ms: u64) -> Instant {

@@ -36,7 +36,7 @@ impl Report {
 }
 
 /// The longest delay that a handler may ask for: seven days.
-pub const DELAY_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+pub const DELAY_MAX: Duration = Duration::from_hours(7 * 24);
 
 /// How long to wait between attempts: after the n-th failure a random time from zero to `base` × 2ⁿ⁻¹, at most `cap`.
 ///

@@ -626,8 +626,8 @@ fn an_id_lost_on_its_way_is_dispatched_again_and_one_behind_the_head_is_not() {
 #[test]
 fn a_job_is_starved_when_it_has_been_due_for_longer_than_the_limit() {
     on_every_dialect(|store| {
-        let early = NewJob { start: Start::At("2020-01-01T00:00:00Z".parse().expect("time")), ..NewJob::new("x", "{}") };
-        let stored = submit(store, &[early.clone(), NewJob::new("x", "{}"), early]);
+        let early = || NewJob { start: Start::At("2020-01-01T00:00:00Z".parse().expect("time")), ..NewJob::new("x", "{}") };
+        let stored = submit(store, &[early(), NewJob::new("x", "{}"), early()]);
         let seqs: Vec<Seq> = stored.iter().map(|job| job.seq).collect();
         claim(store, &seqs[2..]);
 

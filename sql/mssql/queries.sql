@@ -1,0 +1,598 @@
+-- The statements of Trilane on SQL Server, each named like the method of the store that runs it; see sql/README.md.
+--
+-- One statement here is a batch: it declares its parameters, in their order, and returns at most one result. Several changes that belong
+-- together stand in BEGIN TRANSACTION … COMMIT TRANSACTION, which nests in a transaction of the store. XACT_ABORT undoes all of it on any error.
+--
+-- The hints, each for one reason:
+--   OPTION (LOOP JOIN, FORCE ORDER)  behind FROM OPENJSON … INNER JOIN Jobs: each id given is sought by the clustered key, whatever the statistics
+--                                    say. They are always stale in a queue, and one plan that reads the whole table locks all of it.
+--   FORCESEEK                        as above, for the table's side: no scan, even when the plan is made while the table is empty.
+--   ROWLOCK                          no page locks: READPAST passes over rows only.
+--   UPDLOCK                          a row picked is still free when it is changed; with RCSI the read would otherwise see an old version.
+--   READPAST                         rows in the hands of another session are passed over, not waited for.
+--   READPAST, READCOMMITTEDLOCK      the same without keeping a lock (RCSI refuses READPAST alone): thousands of kept locks would escalate.
+--   UPDLOCK, HOLDLOCK                on a key that is not there: no other session inserts it before this one has.
+-- A database that takes no notice of lock hints stays correct: every change checks again what its row must be.
+--
+-- In FROM … JOIN the table to be changed is named, not aliased, and is the last: no other form is understood alike everywhere.
+
+-- define later: DATEADD(millisecond, @ms % 1000, DATEADD(second, @ms / 1000 % 86400, DATEADD(day, @ms / 86400000, @now)))
+-- define ago: DATEADD(millisecond, -(@ms % 1000), DATEADD(second, -(@ms / 1000 % 86400), DATEADD(day, -(@ms / 86400000), @now)))
+-- define seek: OPTION (LOOP JOIN, FORCE ORDER)
+-- define free: DispatchedAt IS NULL AND (Priority < N'high' OR Priority > N'high' AND Priority < N'low' OR Priority > N'low' AND Priority < N'medium' OR Priority > N'medium')
+-- define lane: LOWER(LTRIM(RTRIM(Priority)) COLLATE Latin1_General_100_BIN2)
+-- define status: LOWER(Status COLLATE Latin1_General_100_BIN2)
+-- define job: j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status, DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt), DATEDIFF_BIG(millisecond, '19700101', j.UpdatedAt), DATEDIFF_BIG(millisecond, '19700101', j.RunAt), DATEDIFF_BIG(millisecond, '19700101', j.StartedAt), DATEDIFF_BIG(millisecond, '19700101', j.FinishedAt), j.TimeoutMs, j.UniqueKey, j.LastError
+
+-- session_a: no row counts, which would be results of their own; any error undoes its transaction; no lock is waited for longer than ten
+-- seconds; text comes whole (FreeTDS asks for 64 KB unless told).
+SET NOCOUNT ON; SET XACT_ABORT ON; SET LOCK_TIMEOUT 10000; SET TEXTSIZE 2147483647; SET TRANSACTION ISOLATION LEVEL READ COMMITTED
+
+-- ping: answers.
+SELECT 1
+
+-- probe: gives back its parameter.
+-- Params: 1 text.  Returns text.
+SELECT CAST(? AS nvarchar(max))
+
+-- now: the database's clock.
+-- Returns ms since 1970.
+SELECT DATEDIFF_BIG(millisecond, '19700101', SYSUTCDATETIME())
+
+-- schema_exists: whether there is a table of migrations.
+-- Returns 1 or no row.
+SELECT 1 FROM sys.tables WHERE object_id = OBJECT_ID(N'SchemaVersion', N'U')
+
+-- schema_create: the table of migrations; as in migration 1, which may also be run by hand.
+IF OBJECT_ID(N'SchemaVersion', N'U') IS NULL
+    CREATE TABLE SchemaVersion (
+        Version   int           NOT NULL,
+        Name      nvarchar(100) NOT NULL,
+        AppliedAt datetime2(3)  NOT NULL DEFAULT SYSUTCDATETIME(),
+        CONSTRAINT SchemaVersion_Version PRIMARY KEY CLUSTERED (Version)
+    )
+
+-- schema_version: the last migration that ran.
+-- Returns version, or null.
+SELECT MAX(Version) FROM SchemaVersion
+
+-- schema_add: notes a migration that ran, if it did not note itself.
+-- Params: 1 version  2 name.
+DECLARE @version int = ?;
+INSERT INTO SchemaVersion (Version, Name) SELECT @version, ? WHERE NOT EXISTS (SELECT 1 FROM SchemaVersion WHERE Version = @version)
+
+-- migrate_lock: waits until no other replica migrates, until the end of the transaction. Error 51222 is Trilane's own, for a lock not had in time.
+DECLARE @locked int;
+EXEC @locked = sp_getapplock @Resource = N'trilane.migrate', @LockMode = N'Exclusive', @LockOwner = N'Transaction', @LockTimeout = 10000;
+IF @locked < 0
+    THROW 51222, N'another replica is migrating this database', 1
+
+-- keys_take: takes unique keys for jobs about to be stored. A key held by another job is left to it. Waits for other sessions' keys.
+-- Params: 1 keys (JSON array of {unique_key, id}, sorted by key, so that two sessions never wait for each other).
+DECLARE @keys nvarchar(max) = ?;
+INSERT INTO JobKeys (UniqueKey, KeyBytes, JobId)
+SELECT k.unique_key, DATALENGTH(k.unique_key), k.id
+FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key', id uniqueidentifier '$.id') AS k
+WHERE NOT EXISTS (
+    SELECT 1 FROM JobKeys AS h WITH (UPDLOCK, HOLDLOCK, FORCESEEK)
+    WHERE h.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND h.KeyBytes = DATALENGTH(k.unique_key))
+OPTION (LOOP JOIN)
+
+-- keys_held: who holds unique keys.
+-- Params: 1 keys (JSON array of {unique_key, id}).  Returns unique_key, job id.
+DECLARE @keys nvarchar(max) = ?;
+SELECT h.UniqueKey, h.JobId
+FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key') AS k
+INNER JOIN JobKeys AS h WITH (FORCESEEK) ON h.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND h.KeyBytes = DATALENGTH(k.unique_key)
+{seek}
+
+-- keys_free: gives up the unique keys of jobs that ended.
+-- Params: 1 keys (JSON array of {unique_key, id}).
+DECLARE @keys nvarchar(max) = ?;
+DELETE FROM JobKeys
+FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key', id uniqueidentifier '$.id') AS k
+INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK)
+    ON JobKeys.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND JobKeys.KeyBytes = DATALENGTH(k.unique_key)
+WHERE JobKeys.JobId = k.id
+{seek}
+
+-- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- ORDER BY makes the identity follow the order of the jobs. The numbers are read by the index on Id, within the transaction: where the
+-- reading fails, nothing is stored.
+-- Params: 1 jobs (JSON array, up to 1,000, of {n, id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
+--         2 replica  3 horizon_ms (null: dispatch none).
+-- Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched).
+DECLARE @jobs nvarchar(max) = ?;
+DECLARE @replica bigint = ?;
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @horizon datetime2(3) = {later};
+BEGIN TRANSACTION;
+INSERT INTO Jobs (Id, Type, Payload, Priority, MaxRetries, CreatedAt, UpdatedAt, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
+SELECT g.id, g.type, g.payload, g.lane, g.max_retries, @now, @now, r.run_at, g.timeout_ms, g.unique_key,
+       CASE WHEN r.run_at <= @horizon THEN CASE WHEN r.run_at > @now THEN r.run_at ELSE @now END END,
+       CASE WHEN r.run_at <= @horizon THEN @replica END
+FROM OPENJSON(@jobs) WITH (
+    n int '$.n', id uniqueidentifier '$.id', type nvarchar(100) '$.type', payload nvarchar(max) '$.payload', lane nvarchar(10) '$.lane',
+    max_retries int '$.max_retries', at_ms bigint '$.at_ms', delay_ms bigint '$.delay_ms', timeout_ms int '$.timeout_ms',
+    unique_key nvarchar(400) '$.unique_key') AS g
+CROSS APPLY (SELECT CASE WHEN g.at_ms IS NULL THEN @now ELSE CAST('19700101' AS datetime2(3)) END AS origin, COALESCE(g.at_ms, g.delay_ms, 0) AS ms) AS t
+CROSS APPLY (SELECT DATEADD(millisecond, t.ms % 1000, DATEADD(second, t.ms / 1000 % 86400, DATEADD(day, t.ms / 86400000, t.origin))) AS run_at) AS r
+ORDER BY g.n;
+SELECT j.Seq, j.Id, DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt), DATEDIFF_BIG(millisecond, '19700101', j.RunAt),
+       DATEDIFF_BIG(millisecond, @now, j.DispatchedAt)
+FROM OPENJSON(@jobs) WITH (id uniqueidentifier '$.id') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Id = g.id
+{seek};
+COMMIT TRANSACTION
+
+-- idempotency_add: remembers the results of a call. Fails if its key is there.
+-- Params: 1 key  2 hash (hex)  3 results (JSON).
+DECLARE @key nvarchar(400) = ?;
+INSERT INTO IdempotencyKeys (IdempotencyKey, KeyBytes, RequestHash, Results) VALUES (@key, DATALENGTH(@key), ?, ?)
+
+-- idempotency_find: the results of an earlier call.
+-- Params: 1 key.  Returns hash, results.
+DECLARE @key nvarchar(400) = ?;
+SELECT RequestHash, Results FROM IdempotencyKeys WHERE IdempotencyKey = @key AND KeyBytes = DATALENGTH(@key)
+
+-- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names, as the
+-- collation sees them: a seek. Where it takes HIGH for high there is nothing to find; then dispatch does it. In steps, so that no lock escalates.
+WHILE 1 = 1
+BEGIN
+    UPDATE TOP (1000) Jobs SET Priority = {lane}, UpdatedAt = SYSUTCDATETIME()
+    WHERE {free} AND {lane} IN (N'high', N'medium', N'low');
+    IF @@ROWCOUNT < 1000 BREAK;
+END
+
+-- odd_lanes: jobs of no known lane.
+-- Params: 1 limit.  Returns seq, lane.
+SELECT TOP (?) Seq, Priority FROM Jobs WITH (FORCESEEK) WHERE {free}
+
+-- bury_odd: gives up jobs that cannot be dispatched.
+-- Params: 1 error  2 seqs (array).  Returns seq.
+DECLARE @error nvarchar(max) = ?;
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET Status = N'failed', LastError = @error, DispatchedAt = @now, FinishedAt = @now, UpdatedAt = @now
+OUTPUT inserted.Seq
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.Status NOT IN (N'running', N'completed', N'failed', N'cancelled')
+{seek}
+
+-- due: locks what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival. What another replica dispatches is left out.
+-- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @horizon datetime2(3) = {later};
+SELECT TOP (?) Seq, Status FROM Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
+WHERE Priority = @lane AND DispatchedAt IS NULL AND RunAt <= @horizon
+ORDER BY RunAt, Seq
+
+-- dispatch: marks jobs as dispatched at the moment they are due.
+-- Params: 1 replica  2 seqs (array).  Returns seq, due_in_ms.
+DECLARE @replica bigint = ?;
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET DispatchedAt = CASE WHEN RunAt > @now THEN RunAt ELSE @now END, DispatchedBy = @replica,
+                Priority = {lane}, Status = {status}, UpdatedAt = @now
+OUTPUT inserted.Seq, DATEDIFF_BIG(millisecond, @now, inserted.DispatchedAt)
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.DispatchedAt IS NULL
+{seek}
+
+-- starved: which of the given jobs have been waiting longer than a time.
+-- Params: 1 seqs (array)  2 time_ms.  Returns seq.
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @due_before datetime2(3) = {ago};
+SELECT j.Seq
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
+WHERE j.Status IN (N'queued', N'retrying') AND j.RunAt < @due_before
+{seek}
+
+-- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
+-- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing). Not locked: recall looks again.
+-- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = (SELECT SweptTo FROM Lanes WHERE Lane = ?);
+DECLARE @from datetime2(3) = {ago};
+SET @now = SYSUTCDATETIME();
+SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
+SET @ms = ?;
+DECLARE @before datetime2(3) = {ago};
+SELECT TOP (?) Seq FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
+WHERE Priority = @lane AND DispatchedAt > @from AND DispatchedAt < @before AND Status IN (N'queued', N'retrying')
+ORDER BY DispatchedAt
+
+-- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one. Not locked: recall looks again.
+-- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @ms bigint = ?;
+DECLARE @dispatched_after datetime2(3) = {ago};
+SET @ms = ?;
+DECLARE @dead_before datetime2(3) = {ago};
+DECLARE @replica bigint = ?;
+SELECT TOP (?) Seq FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
+WHERE Priority IN (N'high', N'medium', N'low') AND DispatchedAt > @dispatched_after AND Status IN (N'queued', N'retrying')
+  AND (DispatchedBy NOT IN (SELECT Id FROM Replicas WHERE SeenAt >= @dead_before) OR DispatchedBy = @replica AND DispatchedAt > @now)
+
+-- recall: gives ids back to dispatch.
+-- Params: 1 seqs (array).
+DECLARE @seqs nvarchar(max) = ?;
+UPDATE Jobs SET DispatchedAt = NULL, DispatchedBy = NULL, UpdatedAt = SYSUTCDATETIME()
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.DispatchedAt IS NOT NULL
+{seek}
+
+-- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
+-- Params: 1 head  2 head  3 grace_ms  4 lane.
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
+DECLARE @ms bigint = ?;
+DECLARE @swept_to datetime2(3) = {ago};
+UPDATE Lanes SET SweptTo = @swept_to WHERE Lane = ? AND SweptTo < @swept_to
+
+-- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
+-- READPAST: a row that another session holds is being claimed there; waiting for it would only lose a moment later.
+-- Params: 1 replica  2 lease_ms  3 seqs (JSON array, up to 1,000)  4 early_ms.
+-- Returns token, seq, id, type, payload, lane, retry_count, max_retries, timeout_ms, unique_key, created_ms.
+DECLARE @replica bigint = ?;
+DECLARE @ms bigint = ?;
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @lease_until datetime2(3) = {later};
+SET @ms = ?;
+DECLARE @due datetime2(3) = {later};
+DECLARE @token bigint;
+BEGIN TRANSACTION;
+INSERT INTO Leases (ReplicaId, LeaseUntil, Seqs) VALUES (@replica, @lease_until, @seqs);
+SET @token = SCOPE_IDENTITY();
+UPDATE Jobs SET Status = N'running', StartedAt = @now, UpdatedAt = @now, LeaseToken = @token, LeasedBy = @replica,
+                DispatchedAt = ISNULL(DispatchedAt, @now)
+OUTPUT inserted.LeaseToken, inserted.Seq, inserted.Id, inserted.Type, inserted.Payload, inserted.Priority, inserted.RetryCount,
+       inserted.MaxRetries, inserted.TimeoutMs, inserted.UniqueKey, DATEDIFF_BIG(millisecond, '19700101', inserted.CreatedAt)
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.RunAt <= @due
+{seek};
+COMMIT TRANSACTION
+
+-- next: the ids that claim_next takes: due and not dispatched.
+-- Params: 1 lane  2 limit.  Returns seq, status as written.
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SELECT TOP (?) Seq, Status FROM Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
+WHERE Priority = @lane AND DispatchedAt IS NULL AND RunAt <= @now
+ORDER BY RunAt, Seq
+
+-- leases_unknown: leases that a replica took without learning of it, as when its connection broke.
+-- Params: 1 replica  2 tokens it knows (array).  Returns token, seqs (JSON array), replica.
+SELECT Token, Seqs, ReplicaId FROM Leases
+WHERE ReplicaId = ? AND Token NOT IN (SELECT k.token FROM OPENJSON(?) WITH (token bigint '$') AS k)
+
+-- release: gives running jobs back, their attempt not consumed, as dispatched by this replica; their ids are then pushed by the caller.
+-- Params: 1 held (JSON array of [token, seq])  2 replica.  Returns seq, lane.
+DECLARE @held nvarchar(max) = ?;
+DECLARE @replica bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET Status = CASE WHEN RetryCount > 0 THEN N'retrying' ELSE N'queued' END, LeasedBy = NULL, StartedAt = NULL,
+                DispatchedAt = @now, DispatchedBy = @replica, UpdatedAt = @now
+OUTPUT inserted.Seq, inserted.Priority
+FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = h.seq
+WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
+{seek}
+
+-- complete: marks running jobs as completed, each under its own token.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq.
+DECLARE @held nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET Status = N'completed', FinishedAt = @now, UpdatedAt = @now
+OUTPUT inserted.Seq
+FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = h.seq
+WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
+{seek}
+
+-- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
+-- In two changes: the first is the fence, and tells which rows are ours; the second gives each what is its own.
+-- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 replica  3 horizon_ms (null: dispatch none).
+-- Returns seq, due_in_ms (null: not dispatched).
+DECLARE @failures nvarchar(max) = ?;
+DECLARE @replica bigint = ?;
+DECLARE @horizon_ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @failed TABLE (Seq bigint NOT NULL PRIMARY KEY);
+BEGIN TRANSACTION;
+UPDATE Jobs SET Status = N'retrying', UpdatedAt = @now
+OUTPUT inserted.Seq INTO @failed (Seq)
+FROM OPENJSON(@failures) WITH (seq bigint '$.seq', token bigint '$.token') AS f
+INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = f.seq
+WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = f.token
+{seek};
+UPDATE Jobs SET
+    Status = CASE WHEN f.bury = 1 THEN N'failed' ELSE N'retrying' END,
+    RetryCount = CASE WHEN f.bury = 1 THEN Jobs.RetryCount ELSE Jobs.RetryCount + 1 END,
+    LastError = f.error,
+    FinishedAt = CASE WHEN f.bury = 1 THEN @now END,
+    RunAt = CASE WHEN f.bury = 1 THEN Jobs.RunAt ELSE r.run_at END,
+    DispatchedAt = CASE WHEN f.bury = 1 THEN Jobs.DispatchedAt WHEN f.delay_ms <= @horizon_ms THEN r.run_at END,
+    DispatchedBy = CASE WHEN f.bury = 1 THEN Jobs.DispatchedBy WHEN f.delay_ms <= @horizon_ms THEN @replica END
+FROM OPENJSON(@failures) WITH (seq bigint '$.seq', bury bit '$.bury', error nvarchar(max) '$.error', delay_ms bigint '$.delay_ms') AS f
+CROSS APPLY (SELECT DATEADD(millisecond, f.delay_ms % 1000, DATEADD(second, f.delay_ms / 1000 % 86400, DATEADD(day, f.delay_ms / 86400000, @now))) AS run_at) AS r
+INNER JOIN @failed AS o ON o.Seq = f.seq
+INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = o.Seq
+{seek};
+SELECT o.Seq, CASE WHEN f.bury = 0 AND f.delay_ms <= @horizon_ms THEN f.delay_ms END
+FROM OPENJSON(@failures) WITH (seq bigint '$.seq', bury bit '$.bury', delay_ms bigint '$.delay_ms') AS f
+INNER JOIN @failed AS o ON o.Seq = f.seq
+{seek};
+COMMIT TRANSACTION
+
+-- attempts_add: keeps the errors of failed attempts.
+-- Params: 1 failures (JSON array of {seq, token, attempt, error}).
+DECLARE @failures nvarchar(max) = ?;
+INSERT INTO JobAttempts (Seq, Token, Attempt, StartedAt, Error)
+SELECT j.Seq, f.token, f.attempt, j.StartedAt, f.error
+FROM OPENJSON(@failures) WITH (seq bigint '$.seq', token bigint '$.token', attempt int '$.attempt', error nvarchar(max) '$.error') AS f
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = f.seq
+WHERE NOT EXISTS (SELECT 1 FROM JobAttempts AS a WITH (FORCESEEK) WHERE a.Seq = f.seq AND a.Token = f.token)
+{seek}
+
+-- dead_letters_add: one dead letter for each job just buried.
+-- Params: 1 letters (JSON array of {seq, id, reason}).
+DECLARE @letters nvarchar(max) = ?;
+INSERT INTO FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
+SELECT l.id, j.Id, j.Type, j.Payload, j.Priority, l.reason
+FROM OPENJSON(@letters) WITH (seq bigint '$.seq', id uniqueidentifier '$.id', reason nvarchar(max) '$.reason') AS l
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = l.seq
+{seek}
+
+-- stats_add: counts outcomes by the minute. Rows that are not there are made first, empty; then all are added to.
+-- Params: 1 counts (JSON array of {lane, type, completed, retried, failed, duration_ms}, each lane and type once)  2 replica.
+DECLARE @counts nvarchar(max) = ?;
+DECLARE @replica bigint = ?;
+DECLARE @minute datetime2(0) = DATEADD(minute, DATEDIFF(minute, CAST('20000101' AS datetime2(0)), SYSUTCDATETIME()), CAST('20000101' AS datetime2(0)));
+-- Summed up, for types that plain SQL wrote may differ in nothing but blanks at their end, which make one key here.
+DECLARE @given TABLE (
+    Lane nvarchar(10) COLLATE Latin1_General_100_BIN2 NOT NULL, Type nvarchar(100) COLLATE Latin1_General_100_BIN2 NOT NULL,
+    Completed bigint NOT NULL, Retried bigint NOT NULL, Failed bigint NOT NULL, DurationMs bigint NOT NULL, PRIMARY KEY (Lane, Type));
+INSERT INTO @given (Lane, Type, Completed, Retried, Failed, DurationMs)
+SELECT c.lane, MIN(c.type), SUM(c.completed), SUM(c.retried), SUM(c.failed), SUM(c.duration_ms)
+FROM OPENJSON(@counts) WITH (lane nvarchar(10) '$.lane', type nvarchar(100) '$.type', completed bigint '$.completed', retried bigint '$.retried',
+    failed bigint '$.failed', duration_ms bigint '$.duration_ms') AS c
+GROUP BY c.lane, c.type COLLATE Latin1_General_100_BIN2;
+BEGIN TRANSACTION;
+INSERT INTO JobStats (Minute, Lane, Type, ReplicaId)
+SELECT @minute, g.Lane, g.Type, @replica FROM @given AS g
+WHERE NOT EXISTS (
+    SELECT 1 FROM JobStats AS s WITH (UPDLOCK, HOLDLOCK, FORCESEEK)
+    WHERE s.Minute = @minute AND s.Lane = g.Lane AND s.Type = g.Type AND s.ReplicaId = @replica)
+OPTION (LOOP JOIN);
+UPDATE JobStats SET
+    Completed = JobStats.Completed + g.Completed, Retried = JobStats.Retried + g.Retried,
+    Failed = JobStats.Failed + g.Failed, DurationMs = JobStats.DurationMs + g.DurationMs
+FROM @given AS g
+INNER JOIN JobStats WITH (ROWLOCK, FORCESEEK)
+    ON JobStats.Minute = @minute AND JobStats.Lane = g.Lane AND JobStats.Type = g.Type AND JobStats.ReplicaId = @replica
+{seek};
+COMMIT TRANSACTION
+
+-- leases_renew: renews leases from now. One that another replica has ended is not there any more.
+-- Params: 1 lease_ms  2 tokens (array).  Returns token.
+DECLARE @ms bigint = ?;
+DECLARE @tokens nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @lease_until datetime2(3) = {later};
+UPDATE Leases SET LeaseUntil = @lease_until
+OUTPUT inserted.Token
+FROM OPENJSON(@tokens) WITH (token bigint '$') AS h
+INNER JOIN Leases WITH (ROWLOCK, FORCESEEK) ON Leases.Token = h.token
+{seek}
+
+-- leases_end: removes leases whose jobs all have their outcome.
+-- Params: 1 tokens (array).
+DECLARE @tokens nvarchar(max) = ?;
+DELETE FROM Leases
+FROM OPENJSON(@tokens) WITH (token bigint '$') AS h
+INNER JOIN Leases WITH (ROWLOCK, FORCESEEK) ON Leases.Token = h.token
+{seek}
+
+-- not_held: which of the given jobs are no longer running under the given tokens: cancelled, or lost.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq, token.
+DECLARE @held nvarchar(max) = ?;
+SELECT h.seq, h.token
+FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
+LEFT JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = h.seq AND j.LeaseToken = h.token AND j.Status = N'running'
+WHERE j.Seq IS NULL
+{seek}
+
+-- leases_expired: locks the leases that ran out. One that another replica ends is left out.
+-- Params: 1 limit.  Returns token, seqs (JSON array), replica.
+SELECT TOP (?) Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK)
+WHERE LeaseUntil < SYSUTCDATETIME() ORDER BY LeaseUntil
+
+-- expired_jobs: the jobs still running under a lease.
+-- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
+DECLARE @token bigint = ?;
+DECLARE @seqs nvarchar(max) = ?;
+SELECT j.Seq, j.Type, j.Priority, j.RetryCount, j.MaxRetries, j.Id, j.UniqueKey
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
+WHERE j.LeaseToken = @token AND j.Status = N'running'
+{seek}
+
+-- beat: shows this replica as alive. Only the replica itself writes its row.
+-- Params: 1 replica  2 name  3 holds  4 dead_after_ms.  Returns the number of expired leases, the number of dead replicas.
+DECLARE @replica bigint = ?;
+DECLARE @name nvarchar(200) = ?;
+DECLARE @holds int = ?;
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @dead_before datetime2(3) = {ago};
+UPDATE Replicas SET SeenAt = @now, Holds = @holds WHERE Id = @replica;
+IF @@ROWCOUNT = 0
+    INSERT INTO Replicas (Id, Name, StartedAt, SeenAt, Holds) VALUES (@replica, @name, @now, @now, @holds);
+SELECT (SELECT COUNT(*) FROM Leases WHERE LeaseUntil < @now), (SELECT COUNT(*) FROM Replicas WHERE SeenAt < @dead_before)
+
+-- replicas_bury: forgets replicas that are dead, once their ids are recalled.
+-- Params: 1 dead_after_ms.
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DELETE FROM Replicas WHERE SeenAt < {ago}
+
+-- replica_gone: forgets one replica.
+-- Params: 1 replica.
+DELETE FROM Replicas WHERE Id = ?
+
+-- job: one job.
+-- Params: 1 id.  Returns the columns of a job.
+DECLARE @id uniqueidentifier = ?;
+SELECT {job} FROM Jobs AS j WHERE j.Id = @id
+
+-- jobs: a page of jobs in the order of arrival. A filter that is null lets all through.
+-- Params: 1 after (seq)  2 status  3 type  4 lane  5 since_ms  6 limit.  Returns the columns of a job.
+DECLARE @after bigint = ?;
+DECLARE @status nvarchar(50) = ?;
+DECLARE @type nvarchar(100) = ?;
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @since_ms bigint = ?;
+SELECT TOP (?) {job} FROM Jobs AS j
+WHERE j.Seq > @after AND (@status IS NULL OR {status} = @status) AND (@type IS NULL OR j.Type = @type)
+  AND (@lane IS NULL OR {lane} = @lane) AND (@since_ms IS NULL OR DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt) >= @since_ms)
+ORDER BY j.Seq
+
+-- jobs_by_id: jobs by their public ids, in any order.
+-- Params: 1 ids (JSON array, up to 1,000).  Returns the columns of a job.
+DECLARE @ids nvarchar(max) = ?;
+SELECT {job}
+FROM OPENJSON(@ids) WITH (id uniqueidentifier '$') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Id = g.id
+{seek}
+
+-- attempts: the failed attempts of a job, oldest first.
+-- Params: 1 id.  Returns attempt, token, started_ms, finished_ms, error.
+DECLARE @id uniqueidentifier = ?;
+SELECT a.Attempt, a.Token, DATEDIFF_BIG(millisecond, '19700101', a.StartedAt), DATEDIFF_BIG(millisecond, '19700101', a.FinishedAt), a.Error
+FROM JobAttempts AS a WHERE a.Seq = (SELECT j.Seq FROM Jobs AS j WHERE j.Id = @id)
+ORDER BY a.Token
+
+-- dead_letters: a page of dead letters in the order in which they came.
+-- Params: 1 after (seq)  2 type  3 lane  4 since_ms  5 limit.  Returns seq, id, original_job_id, type, payload, lane, reason, failed_ms.
+DECLARE @after bigint = ?;
+DECLARE @type nvarchar(100) = ?;
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @since_ms bigint = ?;
+SELECT TOP (?) Seq, Id, OriginalJobId, Type, Payload, Priority, Reason, DATEDIFF_BIG(millisecond, '19700101', FailedAt)
+FROM FailedJobs
+WHERE Seq > @after AND (@type IS NULL OR Type = @type) AND (@lane IS NULL OR {lane} = @lane)
+  AND (@since_ms IS NULL OR DATEDIFF_BIG(millisecond, '19700101', FailedAt) >= @since_ms)
+ORDER BY Seq
+
+-- cancel: withdraws a job that is not done. A running one keeps running until its replica notices; its outcome is refused.
+-- DispatchedAt is set so that the row is not found among what waits.
+-- Params: 1 id.  Returns seq.
+DECLARE @id uniqueidentifier = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET Status = N'cancelled', FinishedAt = @now, UpdatedAt = @now, DispatchedAt = ISNULL(DispatchedAt, @now)
+OUTPUT inserted.Seq
+WHERE Id = @id AND {status} IN (N'queued', N'retrying', N'running')
+
+-- dead_letter_find: locks a dead letter by its own id or its job's. Two seeks find its number, for OR would read the whole table.
+-- Params: 1 id  2 id.  Returns id, job id, the job's unique key.
+DECLARE @seq bigint = (SELECT MAX(s.Seq) FROM (
+    SELECT Seq FROM FailedJobs WHERE Id = ? UNION ALL SELECT Seq FROM FailedJobs WHERE OriginalJobId = ?) AS s);
+SELECT d.Id, d.OriginalJobId, (SELECT j.UniqueKey FROM Jobs AS j WHERE j.Id = d.OriginalJobId)
+FROM FailedJobs AS d WITH (UPDLOCK, ROWLOCK) WHERE d.Seq = @seq
+
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- Params: 1 replica  2 job id.  Returns seq.
+DECLARE @replica bigint = ?;
+DECLARE @id uniqueidentifier = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET Status = N'queued', RetryCount = 0, RunAt = @now, StartedAt = NULL, FinishedAt = NULL, DispatchedAt = @now,
+                DispatchedBy = @replica, LeasedBy = NULL, UpdatedAt = @now
+OUTPUT inserted.Seq
+WHERE Id = @id AND Status = N'failed'
+
+-- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
+-- Params: 1 replica  2 dead letter id.  Returns seq.
+DECLARE @replica bigint = ?;
+DECLARE @id uniqueidentifier = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+INSERT INTO Jobs (Id, Type, Payload, Priority, CreatedAt, UpdatedAt, RunAt, DispatchedAt, DispatchedBy)
+OUTPUT inserted.Seq
+SELECT OriginalJobId, Type, Payload, {lane}, @now, @now, @now, @now, @replica FROM FailedJobs
+WHERE Id = @id AND {lane} IN (N'high', N'medium', N'low') AND NOT EXISTS (SELECT 1 FROM Jobs WHERE Jobs.Id = FailedJobs.OriginalJobId)
+
+-- dead_letter_delete: removes a dead letter.
+-- Params: 1 id.
+DECLARE @id uniqueidentifier = ?;
+DELETE FROM FailedJobs WHERE Id = @id
+
+-- prune_scan: a page of the oldest jobs, to find those to delete.
+-- Params: 1 kept_ms  2 kept_ms  3 after (seq)  4 limit.  Returns seq, 1 if it ended long enough ago, 1 if it was stored long enough ago.
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @ms bigint = ?;
+DECLARE @ended_before datetime2(3) = {ago};
+SET @ms = ?;
+DECLARE @stored_before datetime2(3) = {ago};
+DECLARE @after bigint = ?;
+SELECT TOP (?) Seq, CASE WHEN Status IN (N'completed', N'cancelled') AND FinishedAt < @ended_before THEN 1 ELSE 0 END,
+       CASE WHEN CreatedAt < @stored_before THEN 1 ELSE 0 END
+FROM Jobs WHERE Seq > @after ORDER BY Seq
+
+-- prune_jobs: deletes ended jobs. In a deadlock, housekeeping is what gives way (until the end of the batch).
+-- Params: 1 seqs (array).
+DECLARE @seqs nvarchar(max) = ?;
+SET DEADLOCK_PRIORITY LOW;
+DELETE FROM Jobs
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.Status IN (N'completed', N'cancelled')
+{seek}
+
+-- prune_attempts: deletes the attempts of jobs that are gone. In steps, so that no lock escalates.
+-- Params: 1 seqs (array).
+DECLARE @seqs nvarchar(max) = ?;
+SET DEADLOCK_PRIORITY LOW;
+WHILE 1 = 1
+BEGIN
+    DELETE TOP (1000) FROM JobAttempts
+    FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+    INNER JOIN JobAttempts WITH (ROWLOCK, FORCESEEK) ON JobAttempts.Seq = g.seq
+    {seek};
+    IF @@ROWCOUNT < 1000 BREAK;
+END
+
+-- prune_idempotency: forgets the results of old calls. In steps, so that no lock escalates.
+-- Params: 1 kept_ms.
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @stored_before datetime2(3) = {ago};
+SET DEADLOCK_PRIORITY LOW;
+WHILE 1 = 1
+BEGIN
+    DELETE TOP (1000) FROM IdempotencyKeys WHERE CreatedAt < @stored_before;
+    IF @@ROWCOUNT < 1000 BREAK;
+END
+
+-- prune_stats: forgets old statistics. In steps, so that no lock escalates.
+-- Params: 1 kept_ms.
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @counted_before datetime2(3) = {ago};
+SET DEADLOCK_PRIORITY LOW;
+WHILE 1 = 1
+BEGIN
+    DELETE TOP (1000) FROM JobStats WHERE Minute < @counted_before;
+    IF @@ROWCOUNT < 1000 BREAK;
+END

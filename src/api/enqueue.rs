@@ -8,11 +8,14 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::ApiOptions;
-use super::backend::{Backend, Idempotency, StoredJob, Submission, SubmitError, Submitted};
+use super::backend::Backend;
 use super::job_json::{self, Node};
 use super::message::{Answer, Headers, Request};
 use super::problem::{Kind, Problem};
 use crate::job::{Job, NewJob};
+use crate::lifecycle::SubmitResult;
+use crate::store::Idempotency;
+use crate::threads::submitter::{Submission, SubmitError};
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 200;
@@ -194,7 +197,7 @@ fn refusal(error: SubmitError) -> Problem {
 }
 
 fn outcome(
-    submitted: Submitted,
+    submitted: SubmitResult,
     indexes: &[usize],
     types: &[String],
     mut failed: Vec<Failed>,
@@ -207,7 +210,7 @@ fn outcome(
     let mut success = Vec::with_capacity(indexes.len());
     for ((result, index), job_type) in submitted.results.into_iter().zip(indexes).zip(types) {
         match result {
-            Ok(StoredJob { job }) => success.push(job),
+            Ok(job) => success.push(job),
             Err(taken) => failed.push(Failed {
                 index: *index,
                 job_type: Some(job_type.clone()),

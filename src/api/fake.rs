@@ -9,10 +9,12 @@ use uuid::Uuid;
 use super::*;
 use crate::clock::Timestamp;
 use crate::job::{DeadLetter, FailedAttempt, Job, NewJob, Seq, Start, Token};
-use crate::store::StoreError;
+use crate::lifecycle::SubmitResult;
+use crate::store::{Cancelled, DeadLetterFilter, Idempotency, JobFilter, KeyTaken, Revived, StoreError};
+use crate::threads::submitter::{Submission, SubmitError};
 
 type Hook = Box<dyn Fn() + Send + Sync>;
-type Results = Vec<Result<StoredJob, KeyTaken>>;
+type Results = Vec<Result<Job, KeyTaken>>;
 
 /// See the module.
 #[derive(Default)]
@@ -138,7 +140,7 @@ fn row(new: &NewJob, index: usize) -> Job {
 }
 
 impl Backend for Fake {
-    fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
+    fn submit(&self, submission: Submission) -> Result<SubmitResult, SubmitError> {
         let hook = self.state().on_submit.clone();
         if let Some(hook) = hook {
             hook();
@@ -152,7 +154,7 @@ impl Backend for Fake {
             && let Some((request_hash, results)) = state.answers.get(&idempotency.key)
         {
             return if *request_hash == idempotency.request_hash {
-                Ok(Submitted { results: results.clone(), replayed: true })
+                Ok(SubmitResult { results: results.clone(), replayed: true })
             } else {
                 Err(SubmitError::IdempotencyMismatch)
             };
@@ -167,12 +169,12 @@ impl Backend for Fake {
             }
             let job = row(new, state.jobs.len());
             state.jobs.push(job.clone());
-            results.push(Ok(StoredJob { job }));
+            results.push(Ok(job));
         }
         if let Some(Idempotency { key, request_hash }) = submission.idempotency {
             state.answers.insert(key, (request_hash, results.clone()));
         }
-        Ok(Submitted { results, replayed: false })
+        Ok(SubmitResult { results, replayed: false })
     }
 
     fn job(&self, id: Uuid) -> Result<Option<Job>, StoreError> {
@@ -214,7 +216,7 @@ impl Backend for Fake {
     }
 
     fn revive(&self, _: Uuid) -> Result<Revived, StoreError> {
-        Ok(self.read()?.revived.clone().unwrap_or(Revived::NotFound))
+        Ok(self.read()?.revived.unwrap_or(Revived::NotFound))
     }
 
     fn wake(&self) {

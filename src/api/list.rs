@@ -12,13 +12,13 @@ use std::io::{self, Read};
 
 use serde::Serialize;
 
-use super::backend::{DeadLetterFilter, JobFilter, SharedBackend};
+use super::backend::SharedBackend;
 use super::message::{Answer, JSON};
 use super::problem::Problem;
 use super::query::Query;
 use crate::clock::Timestamp;
 use crate::job::{DeadLetter, Job, Lane, Seq, Status, TYPE_CHARS_MAX};
-use crate::store::StoreError;
+use crate::store::{DeadLetterFilter, JobFilter, StoreError};
 
 /// The most rows in one page.
 const LIMIT_MAX: usize = 1_000;

@@ -20,10 +20,7 @@ mod routes;
 
 use std::sync::Arc;
 
-pub use backend::{
-    Backend, Cancelled, DeadLetterFilter, Idempotency, JobFilter, KeyTaken, Revived, SharedBackend, StoreState,
-    StoredJob, Submission, SubmitError, Submitted,
-};
+pub use backend::{Backend, SharedBackend, StoreState};
 pub use message::{Answer, Body, Headers, JSON, Request};
 pub use problem::{Kind, PROBLEM_JSON, Problem};
 

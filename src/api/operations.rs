@@ -4,10 +4,11 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use uuid::Uuid;
 
-use super::backend::{Backend, Cancelled, Revived};
+use super::backend::Backend;
 use super::message::{Answer, JSON};
 use super::problem::{Kind, Problem};
-use crate::job::{FailedAttempt, Job, Status};
+use crate::job::{FailedAttempt, Job, Seq, Status};
+use crate::store::{Cancelled, JobFilter, Revived};
 
 /// Version 0.0.4 of Prometheus' text format.
 const METRICS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -34,13 +35,10 @@ pub(super) fn cancel(backend: &dyn Backend, id: Uuid) -> Result<Answer, Problem>
     match backend.cancel(id)? {
         Cancelled::Done(job) => Ok(Answer::json(200, &job)),
         Cancelled::NotFound => Err(no_job(id)),
-        Cancelled::TooLate(Status::Cancelled) => {
-            let job = backend.job(id)?.ok_or_else(|| no_job(id))?;
-            Ok(Answer::json(200, &job))
-        }
-        Cancelled::TooLate(status) => {
-            let detail = format!("job {id} is {status}; only a job that is not done yet can be cancelled");
-            Err(Problem::new(Kind::Conflict, detail).with("job_status", status.as_str()))
+        Cancelled::TooLate(job) if job.status == Status::Cancelled.as_str() => Ok(Answer::json(200, &job)),
+        Cancelled::TooLate(job) => {
+            let detail = format!("job {id} is {}; only a job that is not done yet can be cancelled", job.status);
+            Err(Problem::new(Kind::Conflict, detail).with("job_status", job.status))
         }
     }
 }
@@ -48,16 +46,31 @@ pub(super) fn cancel(backend: &dyn Backend, id: Uuid) -> Result<Answer, Problem>
 /// `POST /failed-jobs/{id}/retry`.
 pub(super) fn revive(backend: &dyn Backend, id: Uuid) -> Result<Answer, Problem> {
     match backend.revive(id)? {
-        Revived::Queued(job) => Ok(Answer::json(200, &job)),
+        Revived::Queued(released) => Ok(revived(backend, released.seq)),
         Revived::NotFound => {
             let detail = format!("there is no dead letter {id}, neither under its own id nor under that of its job");
             Err(Problem::new(Kind::NotFound, detail))
+        }
+        Revived::NotFailed => {
+            let detail =
+                format!("the job of the dead letter {id} cannot be queued: it is not failed, or its lane is not known");
+            Err(Problem::new(Kind::Conflict, detail))
         }
         Revived::KeyTaken(held_by) => {
             let detail =
                 format!("the unique_key of this job belongs to the live job {held_by}; let that finish, or cancel it");
             Err(Problem::new(Kind::UniqueKeyTaken, detail).with("existing_id", held_by.to_string()))
         }
+    }
+}
+
+/// The job that was just queued again. That it was is not to be hidden by an error of reading it.
+fn revived(backend: &dyn Backend, seq: Seq) -> Answer {
+    let before = Seq(seq.0 - 1); // OK: the database counts from 1
+    let job = backend.jobs(&JobFilter::default(), Some(before), 1).ok().and_then(|mut jobs| jobs.pop());
+    match job.filter(|job| job.seq == seq) {
+        Some(job) => Answer::json(200, &job),
+        None => Answer::json(200, &json!({"status": "queued"})),
     }
 }
 

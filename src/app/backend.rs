@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::api::{self, Backend, Cancelled, Revived, StoreState, StoredJob, Submission, SubmitError, Submitted};
-use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq, Status};
-use crate::lifecycle::Lifecycle;
+use crate::api::{Backend, StoreState};
+use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq};
+use crate::lifecycle::{Lifecycle, SubmitResult};
 use crate::metrics::{Gauge, Metrics};
-use crate::store::{self, StoreError};
+use crate::store::{Cancelled, DeadLetterFilter, JobFilter, Revived, StoreError};
 use crate::threads::scheduler::Ticker;
-use crate::threads::submitter::SubmitQueue;
+use crate::threads::submitter::{Submission, SubmitError, SubmitQueue};
 use crate::threads::worker::Workers;
 
 /// What the API calls.
@@ -27,20 +27,8 @@ pub(super) struct ServiceBackend {
 }
 
 impl Backend for ServiceBackend {
-    fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
-        let idempotency = submission.idempotency.map(|i| store::Idempotency { key: i.key, request_hash: i.request_hash });
-        let submission = crate::threads::submitter::Submission { jobs: submission.jobs, idempotency };
-        use crate::threads::submitter::SubmitError as E;
-        let result = self.submit_queue.submit(submission, self.submit_wait).map_err(|e| match e {
-            E::Overloaded => SubmitError::Overloaded,
-            E::Unavailable => SubmitError::Unavailable,
-            E::TimedOut => SubmitError::TimedOut,
-            E::Stopping => SubmitError::Stopping,
-            E::IdempotencyMismatch => SubmitError::IdempotencyMismatch,
-            E::Rejected(w) => SubmitError::Rejected(w),
-        })?;
-        let results = result.results.into_iter().map(|r| r.map(|job| StoredJob { job }).map_err(|k| api::KeyTaken { held_by: k.held_by })).collect();
-        Ok(Submitted { results, replayed: result.replayed })
+    fn submit(&self, submission: Submission) -> Result<SubmitResult, SubmitError> {
+        self.submit_queue.submit(submission, self.submit_wait)
     }
 
     fn job(&self, id: Uuid) -> Result<Option<Job>, StoreError> {
@@ -51,37 +39,25 @@ impl Backend for ServiceBackend {
         self.lifecycle.store().failed_attempts(id)
     }
 
-    fn jobs(&self, filter: &api::JobFilter, after: Option<Seq>, limit: usize) -> Result<Vec<Job>, StoreError> {
-        let f = filter.clone(); self.lifecycle.store().jobs(&store::JobFilter{status:f.status,job_type:f.job_type,lane:f.lane,since:f.since}, after, limit)
+    fn jobs(&self, filter: &JobFilter, after: Option<Seq>, limit: usize) -> Result<Vec<Job>, StoreError> {
+        self.lifecycle.store().jobs(filter, after, limit)
     }
 
     fn dead_letters(
         &self,
-        filter: &api::DeadLetterFilter,
+        filter: &DeadLetterFilter,
         after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        let f = filter.clone(); self.lifecycle.store().dead_letters(&store::DeadLetterFilter{job_type:f.job_type,lane:f.lane,since:f.since}, after, limit)
+        self.lifecycle.store().dead_letters(filter, after, limit)
     }
 
     fn cancel(&self, id: Uuid) -> Result<Cancelled, StoreError> {
-        Ok(match self.lifecycle.cancel(id)? {
-            store::Cancelled::Done(job) => Cancelled::Done(job),
-            store::Cancelled::NotFound => Cancelled::NotFound,
-            store::Cancelled::TooLate(job) => Cancelled::TooLate(Status::parse(&job.status).unwrap_or(Status::Completed)),
-        })
+        self.lifecycle.cancel(id)
     }
 
     fn revive(&self, id: Uuid) -> Result<Revived, StoreError> {
-        let Some(_) = Some(()) else { unreachable!() };
-        Ok(match self.lifecycle.revive(id)? {
-            store::Revived::Queued(released) => match self.lifecycle.store().jobs(&store::JobFilter::default(), Some(Seq(released.seq.0 - 1)), 1)?.pop() {
-                Some(job) => Revived::Queued(job),
-                None => Revived::NotFound,
-            },
-            store::Revived::NotFound | store::Revived::NotFailed => Revived::NotFound,
-            store::Revived::KeyTaken(id) => Revived::KeyTaken(id),
-        })
+        self.lifecycle.revive(id)
     }
 
     fn wake(&self) {

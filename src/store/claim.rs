@@ -40,8 +40,12 @@ impl Store {
     /// # Errors
     /// As [`Store::claim`].
     pub fn claim_next(&self, lane: Lane, count: usize, replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
+        let lane = Param::Text(lane.as_str());
+        if self.read(|session| waiting(session, "next", &[lane, limit(1)]))?.seen == 0 {
+            return Ok(Claim::default());
+        }
         self.write(|session| {
-            let found = waiting(session, "next", &[Param::Text(lane.as_str()), limit(count.min(BATCH_MAX))])?;
+            let found = waiting(session, "next", &[lane, limit(count.min(BATCH_MAX))])?;
             // Marked as dispatched on the way, which also makes regular what plain SQL wrote.
             super::dispatch::mark_dispatched(session, &found.regular, replica)?;
             let jobs = if found.regular.is_empty() { Vec::new() } else { claim(session, &found.regular, replica, lease)? };
@@ -71,8 +75,10 @@ fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duratio
         let token = Param::Int(token);
         session.change("claim", &[token, replica, list, early], &[list, token], keep)?;
     } else {
-        let [a, b, c] = begin;
-        session.query("claim", &[a, b, c, replica, list, early], keep)?;
+        let [a, b, covered] = begin;
+        let postgres = [a, b, covered, replica, list, early];
+        let mssql = [a, b, covered, early];
+        session.query("claim", if session.dialect() == Dialect::Postgres { &postgres } else { &mssql }, keep)?;
     }
     Ok(seqs.iter().filter_map(|seq| claimed.remove(seq)).collect())
 }

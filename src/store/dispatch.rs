@@ -36,6 +36,8 @@ pub struct Dispatched {
     pub seen: usize,
 }
 
+/// How far [`Store::recall_lost`] looks back where it looks deep: longer than a machine is likely to have stood still.
+const STANDSTILL_MAX: Duration = Duration::from_hours(1);
 /// How far [`Store::recall_lost`] looks back behind the point up to which a lane was swept: longer than a submission's transaction
 /// can stay open, by the time limits of a session.
 const OPEN_TRANSACTION_MAX: Duration = Duration::from_secs(10 * 60);
@@ -46,7 +48,14 @@ impl Store {
     /// # Errors
     /// As every call of the store.
     pub fn regularise(&self) -> Result<Vec<OddRow>, StoreError> {
+        if self.odd_lanes()?.is_empty() {
+            return Ok(Vec::new());
+        }
         self.write_one(|session| session.execute("regularise", &[]))?;
+        self.odd_lanes()
+    }
+
+    fn odd_lanes(&self) -> Result<Vec<OddRow>, StoreError> {
         self.read(|session| {
             let mut odd = Vec::new();
             session.query("odd_lanes", &[limit(BATCH_MAX)], |row| {
@@ -64,8 +73,13 @@ impl Store {
     /// As every call of the store.
     pub fn dispatch(&self, lane: Lane, replica: ReplicaId, horizon: Duration, count: usize) -> Result<Dispatched, StoreError> {
         let count = count.min(BATCH_MAX);
+        let lane = Param::Text(lane.as_str());
+        // An idle replica asks one plain question, and opens no transaction for it.
+        if self.read(|session| waiting(session, "due", &[lane, Param::Int(millis(horizon)), limit(1)]))?.seen == 0 {
+            return Ok(Dispatched::default());
+        }
         self.write(|session| {
-            let params = [Param::Text(lane.as_str()), Param::Int(millis(horizon)), limit(count)];
+            let params = [lane, Param::Int(millis(horizon)), limit(count)];
             let waiting = waiting(session, "due", &params)?;
             let due = mark_dispatched(session, &waiting.regular, replica)?;
             Ok(Dispatched { due, odd: waiting.odd, seen: waiting.seen })
@@ -105,12 +119,12 @@ impl Store {
     /// As every call of the store.
     pub fn recall_lost(&self, lane: Lane, head: Option<Seq>, grace: Duration, deep: bool) -> Result<usize, StoreError> {
         let head = Param::Int(head.map_or(-1, |seq| seq.0));
-        let look_back = if deep { OPEN_TRANSACTION_MAX * 144 } else { OPEN_TRANSACTION_MAX };
+        let look_back = if deep { STANDSTILL_MAX } else { OPEN_TRANSACTION_MAX };
         let lane = Param::Text(lane.as_str());
-        let recalled = self.write(|session| {
-            let params = [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(BATCH_MAX)];
-            recall(session, "lost", &params)
-        })?;
+        let params = |count| [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(count)];
+        // As in `dispatch`: nothing is lost but after a fault, so the question comes first.
+        let is_any = !self.read(|session| lost(session, "lost", &params(1)))?.is_empty();
+        let recalled = if is_any { self.write(|session| recall(session, "lost", &params(BATCH_MAX)))? } else { 0 };
         if recalled < BATCH_MAX {
             self.write_one(|session| session.execute("swept", &[head, head, Param::Int(millis(grace)), lane]))?;
         }
@@ -194,12 +208,17 @@ pub(super) fn mark_dispatched(session: &mut Session, seqs: &[Seq], replica: Repl
     Ok(seqs.iter().filter_map(|seq| in_ms.get(seq).map(|&in_ms| Due { seq: *seq, in_ms })).collect())
 }
 
-fn recall(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<usize, StoreError> {
+fn lost(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Vec<i64>, StoreError> {
     let mut lost = Vec::new();
     session.query(name, params, |row| {
         lost.push(row.int(1)?);
         Ok(())
     })?;
+    Ok(lost)
+}
+
+fn recall(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<usize, StoreError> {
+    let lost = lost(session, name, params)?;
     if !lost.is_empty() {
         let list = id_list(session.dialect(), lost.iter().copied());
         session.execute("recall", &[Param::Text(&list)])?;

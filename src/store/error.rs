@@ -29,6 +29,15 @@ impl StoreError {
         matches!(self, StoreError::Unavailable(_) | StoreError::Contended(_))
     }
 
+    /// For statements that insert what is not there. SQL Server has no `on conflict do nothing`; where its locks do not keep two sessions
+    /// from inserting the same, the second fails, and finds the other's row when it tries again.
+    pub(super) fn taken_meanwhile(self) -> StoreError {
+        match self {
+            StoreError::Conflict(why) => StoreError::Contended(why),
+            other => other,
+        }
+    }
+
     /// Sorts an error of the driver.
     pub(super) fn of(dialect: Dialect, error: odbc_api::Error) -> StoreError {
         match &error {
@@ -80,10 +89,12 @@ impl Dialect {
 /// errors" in Microsoft's documentation). FreeTDS gives deadlocks as SQLSTATE 42000, so only the number tells.
 fn mssql_kind(native: i32) -> Option<Kind> {
     match native {
-        1205 | 1222 | 3960 => Some(Kind::Contended),
+        // Deadlock, lock time-out, snapshot conflict; 51222 is thrown by Trilane's own statements for a lock not had in time.
+        1205 | 1222 | 3960 | 51222 => Some(Kind::Contended),
         2601 | 2627 => Some(Kind::Conflict),
-        // Transaction log or disk full, database or server away, moving, starting or throttled; login refused while it recovers.
-        233 | 596 | 601 | 615 | 926 | 945 | 1101 | 1105 | 3906 | 3908 | 4060 | 4221 | 6005 | 9002 | 10053 | 10054 | 10060
+        // No memory or locks left, transaction log or disk full, database or server away, moving, starting or throttled; login
+        // refused while it recovers.
+        233 | 596 | 601 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005 | 8645 | 8651 | 9002 | 10053 | 10054 | 10060
         | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197 | 18401 | 18456 | 20003 | 20004 | 20006 | 20009 | 20047
         | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613 | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109
         | 49918 | 49919 | 49920 => Some(Kind::Unavailable),

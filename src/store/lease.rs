@@ -102,6 +102,9 @@ impl Store {
         self.write(|session| {
             let mut taken = Vec::new();
             let leases = leases(session, "leases_expired", &[limit(EXPIRED_MAX)])?;
+            if leases.is_empty() {
+                return Ok(taken);
+            }
             // Ended before its jobs are judged: a replica that wakes up now finds its lease gone.
             let tokens = id_list(session.dialect(), leases.iter().map(|lease| lease.token.0));
             session.execute("leases_end", &[Param::Text(&tokens)])?;
@@ -145,14 +148,15 @@ impl Store {
         let dead_after = Param::Int(millis(dead_after));
         let whole = [own[0], own[1], own[2], dead_after];
         let params = if self.dialect == super::Dialect::Sqlite { &own[..] } else { &whole[..] };
-        self.write(|session| {
+        let beat = |session: &mut Session| {
             let mut beat = Beat::default();
             session.change("beat", params, &[dead_after], |row| {
                 beat = Beat { leases_expired: row.int(1)? > 0, replicas_dead: row.int(2)? > 0 };
                 Ok(())
             })?;
             Ok(beat)
-        })
+        };
+        if self.dialect == super::Dialect::Sqlite { self.write(beat) } else { self.write_one(beat) }
     }
 
     /// Forgets replicas not seen for `dead_after`, once the ids in their timers are recalled.

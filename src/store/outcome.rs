@@ -216,7 +216,7 @@ fn queue_anew(session: &mut Session, letter: &str, job: Uuid, replica: ReplicaId
 
 fn take_key(session: &mut Session, key: &str, job: Uuid) -> Result<Uuid, StoreError> {
     let rows = json(&[KeyRow { unique_key: key, id: job }])?;
-    session.execute("keys_take", &[Param::Text(&rows)])?;
+    session.execute("keys_take", &[Param::Text(&rows)]).map_err(StoreError::taken_meanwhile)?;
     let mut holder = job;
     session.query("keys_held", &[Param::Text(&rows)], |row| {
         holder = uuid(&row.text(2)?)?;
@@ -238,8 +238,11 @@ pub(super) fn release(session: &mut Session, held: &[(Seq, Token)], replica: Rep
         let seqs = id_list(session.dialect(), released.iter().map(|job| job.seq.0));
         session.execute("release", &[Param::Int(replica.0), Param::Text(&seqs)])?;
     } else {
-        let params: Vec<Param<'_>> =
-            pairs.params().into_iter().chain([Param::Int(replica.0), Param::Text(&seqs)]).collect();
+        let mut params = pairs.params();
+        params.push(Param::Int(replica.0));
+        if session.dialect() == Dialect::Postgres {
+            params.push(Param::Text(&seqs));
+        }
         session.query("release", &params, keep)?;
     }
     Ok(released)
@@ -281,7 +284,10 @@ fn complete(session: &mut Session, outcomes: &[&Outcome]) -> Result<Vec<Accepted
         session.execute("complete", &[Param::Text(&seqs)])?;
     } else {
         let seqs = id_list(session.dialect(), held.iter().map(|(seq, _)| seq.0));
-        let params: Vec<Param<'_>> = pairs.params().into_iter().chain([Param::Text(&seqs)]).collect();
+        let mut params = pairs.params();
+        if session.dialect() == Dialect::Postgres {
+            params.push(Param::Text(&seqs));
+        }
         session.query("complete", &params, keep)?;
     }
     Ok(accepted)
@@ -303,7 +309,7 @@ fn fail(
     let (failures, horizon) = (Param::Text(&failures), Param::MaybeInt(horizon.map(millis)));
     let seqs = id_list(session.dialect(), rows.iter().map(|row| row.seq));
     let params = [failures, Param::Int(replica.0), horizon, Param::Text(&seqs)];
-    let params = if session.dialect() == Dialect::Sqlite { &params[..3] } else { &params[..] };
+    let params = if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..3] };
     session.change("fail", params, &[horizon, failures], |row| {
         let (seq, due_in_ms) = (Seq(row.int(1)?), row.maybe_int(2)?);
         accepted.push(Accepted { seq, due_in_ms: due_in_ms.map(|ms| ms.max(0).unsigned_abs()) });
@@ -317,7 +323,7 @@ fn fail(
     let seqs = id_list(session.dialect(), rows.iter().map(|row| row.seq));
     let attempts = json(&rows)?;
     let params = [Param::Text(&attempts), Param::Text(&seqs)];
-    session.execute("attempts_add", if session.dialect() == Dialect::Sqlite { &params[..1] } else { &params[..] })?;
+    session.execute("attempts_add", if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..1] })?;
     let buried = rows.iter().filter(|row| row.bury);
     let letters: Vec<Letter<'_>> =
         buried.map(|row| Letter { seq: row.seq, id: Uuid::new_v4(), reason: row.error }).collect();
@@ -332,7 +338,7 @@ pub(super) fn add_letters(session: &mut Session, letters: &[Letter<'_>]) -> Resu
     let seqs = id_list(session.dialect(), letters.iter().map(|letter| letter.seq));
     let letters = json(letters)?;
     let params = [Param::Text(&letters), Param::Text(&seqs)];
-    session.execute("dead_letters_add", if session.dialect() == Dialect::Sqlite { &params[..1] } else { &params[..] })
+    session.execute("dead_letters_add", if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..1] })
 }
 
 fn failure<'a>(outcome: &Outcome, error: &'a str) -> FailureRow<'a> {
@@ -392,7 +398,7 @@ fn count<'a>(
         return Ok(());
     }
     let rows: Vec<CountRow<'a>> = counts.into_values().collect();
-    session.execute("stats_add", &[Param::Text(&json(&rows)?), Param::Int(replica.0)])
+    session.execute("stats_add", &[Param::Text(&json(&rows)?), Param::Int(replica.0)]).map_err(StoreError::taken_meanwhile)
 }
 
 /// Jobs with their tokens, as one JSON array of pairs, or for PostgreSQL as two arrays of equal length.

@@ -76,8 +76,8 @@ impl r2d2::ManageConnection for Connector {
     }
 }
 
-/// Settings of one session: `session_1`, `session_2`, … of `sql/<dialect>/queries.sql`.
-fn begin_session(session: &mut Session) -> Result<(), StoreError> {
+/// Settings of one session: `session_a`, `session_b`, … of `sql/<dialect>/queries.sql`.
+pub(super) fn begin_session(session: &mut Session) -> Result<(), StoreError> {
     for name in ["session_a", "session_b", "session_c", "session_d"] {
         if let Some(text) = session.dialect().statement(name) {
             session.execute_text(text)?;

@@ -4,6 +4,7 @@ use odbc_api::Connection;
 
 use super::dialect::Dialect;
 use super::error::StoreError;
+use super::pool::begin_session;
 use super::session::{Param, Session, TextMode};
 
 /// UTF-8 bytes of the text that is sent.
@@ -22,6 +23,8 @@ pub(super) fn text_mode(
     };
     let driver = driver_name(connection_string);
     let mut session = Session::new(connection, dialect, modes[0]);
+    // With the settings of every later session, for on SQL Server they decide how much text comes back.
+    begin_session(&mut session)?;
     let mut findings = Vec::new();
     for &mode in modes {
         session.set_text_mode(mode);

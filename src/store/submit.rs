@@ -10,6 +10,10 @@ use super::{BATCH_MAX, Dialect, Store, StoreError, millis, time};
 use crate::clock::Timestamp;
 use crate::job::{NewJob, ReplicaId, Seq, Start};
 
+/// Payload that one statement stores at most, in bytes of UTF-8: FreeTDS sends up to 8,189,952 UTF-16 units, and as JSON a payload may
+/// grow to twice its length and more.
+const BATCH_BYTES_MAX: usize = 2 << 20;
+
 /// A client's key for one call, so that a repeat of the call does not store its jobs again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
@@ -52,6 +56,7 @@ pub enum Submitted {
 
 #[derive(Serialize)]
 struct JobRow<'a> {
+    n: usize,
     id: Uuid,
     r#type: &'a str,
     payload: &'a str,
@@ -92,7 +97,8 @@ impl Store {
         replica: ReplicaId,
         horizon_ms: Option<u64>,
     ) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
-        if jobs.len() <= BATCH_MAX && jobs.iter().all(|job| job.unique_key.is_none()) && self.dialect != Dialect::Sqlite {
+        let is_one_statement = batches(jobs).len() <= 1 && jobs.iter().all(|job| job.unique_key.is_none());
+        if is_one_statement && self.dialect != Dialect::Sqlite {
             let free: Vec<Result<&NewJob, KeyTaken>> = jobs.iter().map(|job| Ok(*job)).collect();
             return self.write_one(|session| insert(session, &free, replica, horizon_ms));
         }
@@ -176,7 +182,7 @@ fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Resul
     let mut holders: HashMap<String, Uuid> = HashMap::new();
     for rows in wanted.chunks(BATCH_MAX) {
         let rows = json(rows)?;
-        session.execute("keys_take", &[Param::Text(&rows)])?;
+        session.execute("keys_take", &[Param::Text(&rows)]).map_err(StoreError::taken_meanwhile)?;
         session.query("keys_held", &[Param::Text(&rows)], |row| {
             holders.insert(row.text(1)?, uuid(&row.text(2)?)?);
             Ok(())
@@ -200,8 +206,8 @@ fn insert(
     let free: Vec<&NewJob> = jobs.iter().filter_map(|job| job.as_ref().ok().copied()).collect();
     let mut stored: HashMap<Uuid, Stored> = HashMap::with_capacity(free.len());
     let horizon_ms = horizon_ms.and_then(|ms| i64::try_from(ms).ok());
-    for jobs in free.chunks(BATCH_MAX) {
-        let rows: Vec<JobRow<'_>> = jobs.iter().map(|job| job_row(job)).collect();
+    for jobs in batches(&free) {
+        let rows: Vec<JobRow<'_>> = jobs.iter().enumerate().map(|(n, job)| job_row(n, job)).collect();
         let rows = json(&rows)?;
         let params = [Param::Text(&rows), Param::Int(replica.0), Param::MaybeInt(horizon_ms)];
         session.change("submit", &params, &[Param::Text(&rows)], |row| {
@@ -221,13 +227,31 @@ fn insert(
     jobs.iter().map(result).collect()
 }
 
-fn job_row(job: &NewJob) -> JobRow<'_> {
+/// Cuts `jobs` into what one statement takes: up to [`BATCH_MAX`] of them, and up to [`BATCH_BYTES_MAX`] of payload unless one job alone
+/// has more.
+fn batches<'a, 'j>(jobs: &'a [&'j NewJob]) -> Vec<&'a [&'j NewJob]> {
+    let (mut batches, mut rest) = (Vec::new(), jobs);
+    while !rest.is_empty() {
+        let mut bytes = 0usize;
+        let fits = rest.iter().take(BATCH_MAX).take_while(|job| {
+            bytes = bytes.saturating_add(job.payload.len());
+            bytes <= BATCH_BYTES_MAX
+        });
+        let (batch, behind) = rest.split_at(fits.count().max(1));
+        batches.push(batch);
+        rest = behind;
+    }
+    batches
+}
+
+fn job_row(n: usize, job: &NewJob) -> JobRow<'_> {
     let (at_ms, delay_ms) = match job.start {
         Start::Now => (None, None),
         Start::At(time) => (Some(time.as_millis()), None),
         Start::After(delay) => (None, Some(millis(delay))),
     };
     JobRow {
+        n,
         id: job.id,
         r#type: &job.job_type,
         payload: &job.payload,

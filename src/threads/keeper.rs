@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use super::Duty;
 use super::scheduler::Ticker;
 use crate::job::Token;
-use crate::lifecycle::{Held, Lifecycle, Outage, REPLICA_DEAD_AFTER};
+use crate::lifecycle::{Held, Lifecycle, Outage};
 use crate::store::{BATCH_MAX, StoreError};
 use crate::wake::left_until;
 
-/// How often the replica shows itself: three times within [`REPLICA_DEAD_AFTER`], and seldom enough that an idle one is quiet.
+/// How often the replica shows itself: three times within [`REPLICA_DEAD_AFTER`](crate::lifecycle::REPLICA_DEAD_AFTER), and seldom enough that an idle one is quiet.
 const BEAT_EVERY: Duration = Duration::from_secs(20);
 /// How often the database is tried while it is away.
 const AWAY_BEAT: Duration = Duration::from_secs(1);
@@ -45,7 +45,9 @@ impl Keeper {
 
     fn renew(&self) -> Result<(), StoreError> {
         let store = self.lifecycle.store();
-        store.end_leases(&self.held.take_ended())?;
+        for ended in self.held.take_ended().chunks(BATCH_MAX) {
+            store.end_leases(ended)?;
+        }
         let tokens = self.held.tokens();
         for tokens in tokens.chunks(BATCH_MAX) {
             let valid_until = Instant::now() + self.lifecycle.policy().lease;
@@ -65,11 +67,12 @@ impl Keeper {
     }
 
     fn beat(&self) -> Result<(), StoreError> {
-        let policy = self.lifecycle.policy();
-        let holds = self.held.unsettled().len();
-        let beat = self.lifecycle.store().beat(policy.replica, &policy.replica_name, holds, REPLICA_DEAD_AFTER)?;
+        let is_work = self.lifecycle.beat(self.held.unsettled().len())?;
         let was_away = self.database.ends();
-        if was_away || beat.leases_expired || beat.replicas_dead {
+        if was_away {
+            self.lifecycle.defer_expiry();
+        }
+        if was_away || is_work {
             self.ticker.tick_now();
         }
         Ok(())

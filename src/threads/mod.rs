@@ -31,7 +31,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait after a round that failed.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// An error that a person must see to is logged again after this long.
-const ERROR_REPEAT: Duration = Duration::from_secs(60);
+const ERROR_REPEAT: Duration = Duration::from_mins(1);
 
 /// What a thread does again and again.
 pub trait Duty: Send {

@@ -25,11 +25,11 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// How often the table is searched for ids that Redis had, while it is away.
 const AWAY_TICK: Duration = Duration::from_secs(15);
 /// How often ended jobs are deleted.
-const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);
+const PRUNE_EVERY: Duration = Duration::from_hours(1);
 /// Looks of the starvation guard within its limit.
 const GUARD_ROUNDS: u32 = 4;
 /// The first deletion after a start.
-const PRUNE_FIRST: Duration = Duration::from_secs(60);
+const PRUNE_FIRST: Duration = Duration::from_mins(1);
 /// Pages of one deletion round; the rest follows in the next, so that dispatch is never held up for long.
 const PRUNE_PAGES_MAX: usize = 20;
 

@@ -170,7 +170,9 @@ impl Submitter {
             }
             Err(error) => {
                 let error = self.submit_error(&error);
-                calls.iter().for_each(|call| answer(call, Err(error.clone())));
+                for call in calls {
+                    answer(call, Err(error.clone()));
+                }
             }
         }
     }

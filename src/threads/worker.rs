@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, TryRecvError, select_biased};
+use crossbeam_channel::{Receiver, select_biased};
 
 use super::feeder::Load;
 use super::finisher::Outcomes;
@@ -125,10 +125,7 @@ impl Workers {
 
     /// What is left in the channels after the feeder has gone.
     fn last(&self) -> Option<ClaimedJob> {
-        Lane::ALL.into_iter().find_map(|lane| match self.shop.channels[lane.index()].try_recv() {
-            Ok(job) => Some(job),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        })
+        Lane::ALL.into_iter().find_map(|lane| self.shop.channels[lane.index()].try_recv().ok())
     }
 
     fn attempt(&self, job: &ClaimedJob, attempt: &Attempt<'_>) -> Report {
@@ -225,7 +222,9 @@ impl Workers {
     pub fn join(&self, deadline: Instant) -> bool {
         let threads = std::mem::take(&mut *lock(&self.threads));
         let (ended, left): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| join_until(thread, deadline));
-        ended.into_iter().for_each(|thread| drop(thread.join())); // OK: panics of handlers were caught
+        for thread in ended {
+            drop(thread.join()); // OK: panics of handlers were caught
+        }
         let all_ended = left.is_empty();
         lock(&self.threads).extend(left);
         all_ended

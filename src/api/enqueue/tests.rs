@@ -230,7 +230,7 @@ fn what_the_submitter_refuses_is_told_with_when_to_come_back() {
 
 #[test]
 fn an_answer_of_the_wrong_length_is_not_passed_on() {
-    let submitted = Submitted { results: Vec::new(), replayed: true };
+    let submitted = SubmitResult { results: Vec::new(), replayed: true };
 
     let problem = outcome(submitted, &[0], &["t".into()], Vec::new()).err().expect("refused");
 

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use super::super::fake::{Fake, Told, ask, attempt};
 use super::super::{Api, StoreState, routes};
 use super::*;
+use crate::job::Lane;
+use crate::store::Released;
 
 fn get(api: &Api, target: &str) -> Told {
     ask(api, "GET", target, &[], b"")
@@ -57,8 +59,9 @@ fn a_job_is_cancelled_unless_it_is_done() {
     };
 
     assert_eq!(cancel(Cancelled::Done(job.clone())).json()["id"], json!(job.id));
-    assert_eq!(cancel(Cancelled::TooLate(Status::Cancelled)).status, 200);
-    let late = cancel(Cancelled::TooLate(Status::Completed));
+    let ended = |status: Status| Cancelled::TooLate(Job { status: status.to_string(), ..job.clone() });
+    assert_eq!(cancel(ended(Status::Cancelled)).status, 200);
+    let late = cancel(ended(Status::Completed));
     assert_eq!((late.status, &late.json()["job_status"]), (409, &json!("completed")));
 }
 
@@ -71,8 +74,12 @@ fn a_dead_letter_is_revived_unless_its_key_is_taken() {
         post(&api, &format!("/failed-jobs/{}/retry", job.id))
     };
 
-    assert_eq!(revive(Revived::Queued(job.clone())).json()["id"], json!(job.id));
+    let released = Released { seq: job.seq, lane: Lane::Medium };
+    assert_eq!(revive(Revived::Queued(released)).json()["id"], json!(job.id));
     assert_eq!(revive(Revived::NotFound).status, 404);
+    assert_eq!(revive(Revived::NotFailed).status, 409);
+    let unread = revive(Revived::Queued(Released { seq: Seq(99), ..released }));
+    assert_eq!((unread.status, unread.text.as_str()), (200, r#"{"status":"queued"}"#));
     let taken = revive(Revived::KeyTaken(job.id));
     assert_eq!((taken.status, &taken.json()["existing_id"]), (409, &json!(job.id)));
 }
