@@ -100,8 +100,7 @@ impl Service {
             settings.submit_queue_max,
         );
         let submitter = threads::start(submitter, Arc::default(), Arc::clone(&database))?;
-        let keeper =
-            Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
+        let keeper = Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
         let keeper = threads::start(keeper, Arc::default(), Arc::clone(&database))?;
         let scheduler = {
             let (registry, retry) = (Arc::clone(&registry), settings.retry);
@@ -140,14 +139,28 @@ impl Service {
         );
         let drain = settings.drain;
         Ok(Service {
-            lifecycle, held, database, drain, is_stopping, http, submit_queue, submitter, scheduler, keeper, running,
+            lifecycle,
+            held,
+            database,
+            drain,
+            is_stopping,
+            http,
+            submit_queue,
+            submitter,
+            scheduler,
+            keeper,
+            running,
         })
     }
 
     /// Waits for `stop_asked`, telling systemd meanwhile that all is well.
     pub fn wait(&self, stop_asked: &Receiver<()>) {
         let watchdog = sd_notify::watchdog_enabled(false, &mut 0);
-        let every = if watchdog { Duration::from_secs(10) } else { Duration::from_hours(1) };
+        let every = if watchdog {
+            Duration::from_secs(10)
+        } else {
+            Duration::from_hours(1)
+        };
         notify(sd_notify::NotifyState::Ready);
         while stop_asked.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
             if watchdog {
@@ -189,7 +202,7 @@ impl Service {
         self.scheduler.join(deadline);
         if self.database.is_on() {
             log::warn!("stopped while the database is away; what could not be written runs again elsewhere");
-        } else if let Err(error) = self.lifecycle.leave() {
+        } else if let Err(error) = self.lifecycle.leave(&self.held.take_ended()) {
             log::warn!(error:% = error; "the replica could not say that it leaves; the others will notice");
         }
         log::info!(stop_ms:? = started.elapsed().as_millis(); "stopped");
@@ -265,7 +278,9 @@ fn give_back(lifecycle: &Lifecycle, held: &Held, jobs: Vec<(crate::job::Seq, cra
     }
     match lifecycle.release(&jobs) {
         Ok(count) => log::info!(jobs = count; "{what}"),
-        Err(error) => log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out"),
+        Err(error) => {
+            log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out")
+        }
     }
     held.settle(jobs);
 }

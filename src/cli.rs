@@ -141,7 +141,8 @@ fn check_database(settings: &Settings) -> Result<String, String> {
     let settings = Settings { database_startup_wait: Duration::ZERO, ..settings.clone() };
     let store = open_store(&settings).map_err(|error| error.to_string())?;
     let version = store.schema_version().map_err(|error| error.to_string())?;
-    let schema = version.map_or("no schema yet, `trilane migrate` makes it".to_owned(), |version| format!("schema version {version}"));
+    let schema = version
+        .map_or("no schema yet, `trilane migrate` makes it".to_owned(), |version| format!("schema version {version}"));
     let advice = store.advice().map_err(|error| error.to_string())?;
     let advice = advice.map(|advice| format!("\n    advice: {advice}")).unwrap_or_default();
     Ok(format!("{} through {}; {schema}{advice}", store.dialect().as_str(), store.driver()))
@@ -161,7 +162,8 @@ fn health(settings: &Settings) -> Outcome {
             std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         });
     }
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).proxy(None).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).proxy(None).build().into();
     agent.get(format!("http://{address}/healthz")).call()?;
     Ok(print("ok\n"))
 }

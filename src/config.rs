@@ -121,7 +121,11 @@ impl Settings {
     /// [`SettingsError`] with the broken lines of the file.
     pub fn environment() -> Result<BTreeMap<String, String>, SettingsError> {
         let (env, problems) = dotenv::gather(Path::new(DOTENV_FILE), std::env::vars_os());
-        if problems.is_empty() { Ok(env) } else { Err(SettingsError { problems }) }
+        if problems.is_empty() {
+            Ok(env)
+        } else {
+            Err(SettingsError { problems })
+        }
     }
 
     /// The settings that `env` gives, name to value, and defaults for the rest. An empty value counts as none.

@@ -21,8 +21,8 @@ use crate::job::{ClaimedJob, Job, Lane, NewJob, ReplicaId, Seq, Status, Token};
 use crate::queue::{Lanes, QueueError};
 use crate::retry::Verdict;
 use crate::store::{
-    BATCH_MAX, Cancelled, Due, Expired, Idempotency, KeyTaken, OddRow, Outcome, Released, Revived, Store, StoreError, Stored,
-    Submitted,
+    BATCH_MAX, Cancelled, Due, Expired, Idempotency, KeyTaken, OddRow, Outcome, Released, Revived, Store, StoreError,
+    Stored, Submitted,
 };
 
 /// An id may be on its way between a lane and its claim for this long before it counts as lost.
@@ -48,8 +48,9 @@ pub struct Policy {
     pub lane_buffer_max: usize,
     /// Whether other processes take from the same lanes (Redis), or only this one (memory).
     pub lanes_are_shared: bool,
-    /// Whether this process runs jobs.
-    pub runs_jobs: bool,
+    /// Whether there are lanes by which jobs come here: those in Redis, or in the process if it both takes jobs and runs them. Without, the
+    /// workers poll the table.
+    pub has_lanes: bool,
 }
 
 /// Moves jobs between the table and the lanes. Shared by all threads.
@@ -127,6 +128,11 @@ impl Lifecycle {
         self.lanes_outage.is_on()
     }
 
+    /// Whether jobs have to be claimed straight from the table, as no lane brings them: there are none, or Redis is away.
+    pub fn is_fed_by_table(&self) -> bool {
+        !self.policy.has_lanes || self.lanes_are_away()
+    }
+
     /// Whether the lanes answer, and why not.
     ///
     /// # Errors
@@ -172,15 +178,18 @@ impl Lifecycle {
 
     /// How far ahead a job that is stored now counts as dispatched by this replica: not at all where no lane would take it.
     fn horizon_ms(&self) -> Option<u64> {
-        let has_lanes = self.policy.lanes_are_shared || self.policy.runs_jobs;
-        if !has_lanes || self.lanes_are_away() {
+        if self.is_fed_by_table() {
             return None;
         }
         Some(u64::try_from(self.horizon().as_millis()).unwrap_or(u64::MAX))
     }
 
     fn horizon(&self) -> Duration {
-        if self.timers.has_room() { self.policy.tick } else { Duration::ZERO }
+        if self.timers.has_room() {
+            self.policy.tick
+        } else {
+            Duration::ZERO
+        }
     }
 
     fn hand_on(&self, jobs: &[&NewJob], results: Vec<Result<Stored, KeyTaken>>) -> Vec<Result<Job, KeyTaken>> {
@@ -216,8 +225,10 @@ impl Lifecycle {
         if lots.is_empty() {
             return;
         }
-        let Err(error) = self.lanes.push_many(lots) else { return };
-        self.note_lanes_error(&error);
+        if self.policy.has_lanes {
+            let Err(error) = self.lanes.push_many(lots) else { return };
+            self.note_lanes_error(&error);
+        }
         for (_, seqs) in lots {
             for seqs in seqs.chunks(BATCH_MAX) {
                 if let Err(error) = self.store.recall(seqs) {
@@ -322,8 +333,8 @@ impl Lifecycle {
     /// # Errors
     /// As every call of the store.
     pub fn dispatch(&self, mut pause: impl FnMut()) -> Result<(), StoreError> {
-        if self.lanes_are_away() {
-            return Ok(()); // The feeders claim straight from the table.
+        if self.is_fed_by_table() {
+            return Ok(()); // The feeders claim straight from it.
         }
         let lengths = match self.lanes.state() {
             Ok(state) => state.map(|lane| lane.len),
@@ -383,7 +394,11 @@ impl Lifecycle {
             }
         };
         for (lane, state) in Lane::ALL.into_iter().zip(state) {
-            let head = if state.len == 0 { None } else { Some(state.head.unwrap_or(Seq(0))) };
+            let head = if state.len == 0 {
+                None
+            } else {
+                Some(state.head.unwrap_or(Seq(0)))
+            };
             while self.store.recall_lost(lane, head, LOST_GRACE, deep)? == BATCH_MAX {}
         }
         Ok(())
@@ -560,7 +575,11 @@ impl Lifecycle {
             if seqs.is_empty() {
                 continue;
             }
-            let pushed = if self.policy.lanes_are_shared { self.lanes.push_front(lane, &seqs) } else { Err(no_lanes()) };
+            let pushed = if self.policy.lanes_are_shared {
+                self.lanes.push_front(lane, &seqs)
+            } else {
+                Err(no_lanes())
+            };
             if let Err(error) = pushed {
                 if self.policy.lanes_are_shared {
                     self.note_lanes_error(&error);
@@ -617,11 +636,13 @@ impl Lifecycle {
 
     // ---- stop ----
 
-    /// Leaves: the ids in this replica's timers are given back to dispatch, and the replica is forgotten.
+    /// Leaves: the leases that have no jobs any more are removed, the ids in this replica's timers are given back to dispatch, and the replica
+    /// is forgotten.
     ///
     /// # Errors
     /// As every call of the store; then the other replicas find out by themselves that it is dead.
-    pub fn leave(&self) -> Result<(), StoreError> {
+    pub fn leave(&self, ended: &[Token]) -> Result<(), StoreError> {
+        self.store.end_leases(ended)?;
         while self.store.recall_with_replica(REPLICA_DEAD_AFTER, Some(self.policy.replica))? == BATCH_MAX {}
         self.store.forget_replica(self.policy.replica)
     }

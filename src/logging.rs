@@ -62,7 +62,11 @@ impl<'kvs> VisitSource<'kvs> for TextFields {
         let value = one_line(&value.to_string());
         let needs_quotes = value.is_empty() || value.contains([' ', '"', '=']);
         // OK: writing to a String cannot fail
-        let _ = if needs_quotes { write!(self.0, " {key}={value:?}") } else { write!(self.0, " {key}={value}") };
+        let _ = if needs_quotes {
+            write!(self.0, " {key}={value:?}")
+        } else {
+            write!(self.0, " {key}={value}")
+        };
         Ok(())
     }
 }
@@ -71,7 +75,8 @@ struct JsonFields(serde_json::Map<String, serde_json::Value>);
 
 impl<'kvs> VisitSource<'kvs> for JsonFields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
-        let number = value.to_i64().map(serde_json::Value::from).or_else(|| value.to_f64().map(serde_json::Value::from));
+        let number =
+            value.to_i64().map(serde_json::Value::from).or_else(|| value.to_f64().map(serde_json::Value::from));
         self.0.insert(key.to_string(), number.unwrap_or_else(|| value.to_string().into()));
         Ok(())
     }

@@ -85,8 +85,16 @@ impl Backend for ServiceBackend {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let gauge = |name: &str, help, value| Gauge { name: name.to_owned(), help, value };
         let mut gauges = vec![
-            gauge("trilane_submissions_waiting", "Jobs that wait for their commit.", count(self.submit_queue.jobs_waiting())),
-            gauge("trilane_timers", "Ids that wait in this process for their time.", count(self.lifecycle.timers().len())),
+            gauge(
+                "trilane_submissions_waiting",
+                "Jobs that wait for their commit.",
+                count(self.submit_queue.jobs_waiting()),
+            ),
+            gauge(
+                "trilane_timers",
+                "Ids that wait in this process for their time.",
+                count(self.lifecycle.timers().len()),
+            ),
             gauge("trilane_redis_away", "1 while Redis is away.", u64::from(self.lifecycle.lanes_are_away())),
         ];
         if let Some(workers) = &self.workers {

@@ -38,7 +38,7 @@ pub(super) fn lifecycle(settings: &Settings) -> Result<Lifecycle, StartError> {
         lease: settings.lease,
         lane_buffer_max: settings.lane_buffer_max,
         lanes_are_shared: settings.redis_url.is_some(),
-        runs_jobs: settings.role != Role::Api,
+        has_lanes: settings.redis_url.is_some() || settings.role == Role::All,
     };
     Ok(Lifecycle::new(store, lanes, policy))
 }
@@ -88,13 +88,16 @@ fn make_folder(path: &Path) -> Result<(), StoreError> {
     let Some(folder) = path.parent() else { return Ok(()) };
     std::fs::create_dir_all(folder).map_err(|error| {
         let folder = folder.display();
-        StoreError::Corrupt(format!("the folder {folder} for the SQLite file cannot be made: {error}; set TRILANE_DATA_DIR"))
+        StoreError::Corrupt(format!(
+            "the folder {folder} for the SQLite file cannot be made: {error}; set TRILANE_DATA_DIR"
+        ))
     })
 }
 
 /// Microsoft's newest driver where one is installed, else FreeTDS.
 fn sql_server_driver(installed: &[String]) -> Result<String, StoreError> {
-    let microsoft = installed.iter().filter(|name| name.starts_with("ODBC Driver ") && name.ends_with(" for SQL Server"));
+    let microsoft =
+        installed.iter().filter(|name| name.starts_with("ODBC Driver ") && name.ends_with(" for SQL Server"));
     let newest = microsoft.max_by_key(|name| name.split(' ').nth(2).and_then(|version| version.parse::<u32>().ok()));
     let free = || installed.iter().find(|name| name.to_ascii_lowercase().contains("freetds"));
     newest.or_else(free).cloned().ok_or_else(|| {
@@ -118,7 +121,9 @@ pub fn open_lanes(settings: &Settings) -> Result<Lanes, QueueError> {
     match lanes.check_server() {
         Ok(Some(warning)) => log::warn!("{warning}"),
         Ok(None) => {}
-        Err(error) if error.is_transient() => log::warn!(error:% = error; "Redis is not there yet; Trilane starts without it"),
+        Err(error) if error.is_transient() => {
+            log::warn!(error:% = error; "Redis is not there yet; Trilane starts without it")
+        }
         Err(error) => return Err(error),
     }
     Ok(lanes)

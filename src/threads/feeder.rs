@@ -3,7 +3,8 @@
 //! 1. Waits until there is room: for the idle workers, and about 100 ms of work besides, so that a replica with long jobs does not sit on
 //!    jobs that another could run. A lower lane's jobs never take the room of a higher one.
 //! 2. Takes ids from the highest lane that has any, and claims them in one statement. Ids that lose the claim are dropped.
-//! 3. While Redis is away claims straight from the table, one gentle poll a second.
+//! 3. Where no lane brings jobs (Redis is away, or there is none and another process takes them) claims straight from the table, one
+//!    gentle poll a second.
 //! 4. After a claim whose result it could not learn, gives back what it may have got.
 
 use std::sync::Arc;
@@ -27,7 +28,7 @@ const BUFFERED_WORK: Duration = Duration::from_millis(100);
 const POP_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait for room in a lane while others have nothing.
 const ROOM_WAIT: Duration = Duration::from_millis(10);
-/// Between two looks at the table while Redis is away.
+/// Between two looks at the table where no lane brings jobs.
 const TABLE_POLL: Duration = Duration::from_secs(1);
 
 /// How busy the workers are.
@@ -45,7 +46,11 @@ impl Load {
     pub fn note(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1);
         let before = self.average_nanos.load(Ordering::Relaxed);
-        let after = if before == 0 { nanos } else { before - before / 8 + nanos / 8 };
+        let after = if before == 0 {
+            nanos
+        } else {
+            before - before / 8 + nanos / 8
+        };
         self.average_nanos.store(after.max(1), Ordering::Relaxed);
     }
 
@@ -144,10 +149,14 @@ impl Duty for Feeder {
             self.load.freed.wait(POP_WAIT);
             return Ok(Duration::ZERO);
         }
-        if self.lifecycle.lanes_are_away() {
+        if self.lifecycle.is_fed_by_table() {
             return self.feed_from_table(&room);
         }
-        let wait = if has_room == room.len() { POP_WAIT } else { Duration::ZERO };
+        let wait = if has_room == room.len() {
+            POP_WAIT
+        } else {
+            Duration::ZERO
+        };
         self.is_unsure = true;
         let popped = self.lifecycle.claim_from_lanes(&room, wait)?;
         self.is_unsure = false;

@@ -93,6 +93,10 @@ impl Duty for Keeper {
             self.next_beat = now + BEAT_EVERY;
         }
         let wait = left_until(self.next_beat.min(self.next_renewal));
-        Ok(if self.database.is_on() { wait.min(AWAY_BEAT) } else { wait })
+        Ok(if self.database.is_on() {
+            wait.min(AWAY_BEAT)
+        } else {
+            wait
+        })
     }
 }

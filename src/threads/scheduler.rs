@@ -154,7 +154,11 @@ impl Duty for Scheduler {
             // Before the tick: if it fails, the next round tries again after the loop's pause.
             self.next_tick = now;
             self.tick()?;
-            let pause = if self.lifecycle.lanes_are_away() { AWAY_TICK } else { self.lifecycle.policy().tick };
+            let pause = if self.lifecycle.lanes_are_away() {
+                AWAY_TICK
+            } else {
+                self.lifecycle.policy().tick
+            };
             self.next_tick = now + pause.min(self.lifecycle.policy().tick);
             self.is_first = false;
         }

@@ -178,7 +178,11 @@ impl Workers {
                 given_up.push(*number);
                 continue;
             }
-            let due = if now >= attempt.deadline { last } else { attempt.deadline };
+            let due = if now >= attempt.deadline {
+                last
+            } else {
+                attempt.deadline
+            };
             next = Some(next.map_or(due, |next| next.min(due)));
             if now >= attempt.deadline && !attempt.stop.is_set() {
                 attempt.stop.set();
@@ -195,10 +199,11 @@ impl Workers {
     fn replace(self: &Arc<Self>, attempt: Running) {
         let limit = attempt.deadline.saturating_duration_since(attempt.started);
         log::error!(
-            job:% = attempt.job.id, "type" = attempt.job.job_type.as_str(), worker = attempt.worker.as_str(); 
+            job:% = attempt.job.id, "type" = attempt.job.job_type.as_str(), worker = attempt.worker.as_str();
             "a handler did not return after its time limit; its thread is left behind and another takes its place"
         );
-        let reason = format!("the handler did not return within its time limit of {limit:?}, nor after it was told to stop");
+        let reason =
+            format!("the handler did not return within its time limit of {limit:?}, nor after it was told to stop");
         self.give_outcome(&attempt, Report::retry(reason));
         if let Err(error) = self.spawn(attempt.worker) {
             log::error!(error:% = error; "no thread for a worker in place of one that hangs");
