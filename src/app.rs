@@ -220,7 +220,8 @@ impl Running {
         database: &Arc<Outage>,
     ) -> Result<Running, StartError> {
         let (senders, receivers) = feeder::channels();
-        let (finisher, outcomes) = Finisher::new(Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics));
+        let (outcomes, unstored) = Outcomes::channel();
+        let finisher = Finisher::new(unstored, &outcomes, Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics));
         let load = Arc::new(Load::default());
         let shop = Shop {
             channels: receivers,

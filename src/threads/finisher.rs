@@ -30,6 +30,12 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
+    /// The way to a finisher, and its other end.
+    pub fn channel() -> (Outcomes, Receiver<Outcome>) {
+        let (sender, receiver) = bounded(OUTCOMES_MAX);
+        (Outcomes { sender, unstored: Arc::default() }, receiver)
+    }
+
     /// Hands an outcome over; waits while too many are waiting. Returns whether there is still a finisher.
     pub fn send(&self, outcome: Outcome) -> bool {
         self.unstored.fetch_add(1, Ordering::AcqRel);
@@ -53,12 +59,15 @@ pub struct Finisher {
 }
 
 impl Finisher {
-    /// A finisher, and the way to it.
-    pub fn new(lifecycle: Arc<Lifecycle>, held: Arc<Held>, metrics: Arc<Metrics>) -> (Finisher, Outcomes) {
-        let (sender, outcomes) = bounded(OUTCOMES_MAX);
-        let unstored = Arc::new(AtomicUsize::new(0));
-        let way = Outcomes { sender, unstored: Arc::clone(&unstored) };
-        (Finisher { outcomes, unstored, waiting: Vec::new(), lifecycle, held, metrics }, way)
+    /// A finisher of what comes through `outcomes`, whose other end is `way`.
+    pub fn new(
+        outcomes: Receiver<Outcome>,
+        way: &Outcomes,
+        lifecycle: Arc<Lifecycle>,
+        held: Arc<Held>,
+        metrics: Arc<Metrics>,
+    ) -> Finisher {
+        Finisher { outcomes, unstored: Arc::clone(&way.unstored), waiting: Vec::new(), lifecycle, held, metrics }
     }
 
     fn store(&self, outcomes: &[Outcome]) -> Result<(), StoreError> {

@@ -240,3 +240,181 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // OK: what is locked here is changed in single steps
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use crossbeam_channel::{RecvTimeoutError, Sender};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::job::{Seq, Token};
+    use crate::retry::Verdict;
+
+    const POLICY: RetryPolicy = RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) };
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Bench {
+        workers: Arc<Workers>,
+        channels: [Sender<ClaimedJob>; 3],
+        outcomes: Receiver<Outcome>,
+        held: Arc<Held>,
+    }
+
+    /// `count` workers that find `waiting` in their channels when they start.
+    fn bench(registry: Registry, count: usize, waiting: Vec<ClaimedJob>) -> Bench {
+        let (channels, receivers) = super::super::feeder::channels();
+        let (way, outcomes) = Outcomes::channel();
+        let held = Arc::new(Held::default());
+        let shop = Shop {
+            channels: receivers,
+            outcomes: way,
+            registry: Arc::new(registry),
+            held: Arc::clone(&held),
+            load: Arc::default(),
+            retry: POLICY,
+            timeout: PATIENCE,
+        };
+        held.add(&waiting, Instant::now() + PATIENCE);
+        for job in waiting {
+            channels[job.lane.index()].send(job).expect("there is room");
+        }
+        Bench { workers: Workers::start(shop, count).expect("threads"), channels, outcomes, held }
+    }
+
+    impl Bench {
+        fn send(&self, job: ClaimedJob) {
+            self.held.add(std::slice::from_ref(&job), Instant::now() + PATIENCE);
+            self.channels[job.lane.index()].send(job).expect("there is room");
+        }
+
+        fn outcome(&self) -> Outcome {
+            self.outcomes.recv_timeout(PATIENCE).expect("an outcome")
+        }
+    }
+
+    fn job(seq: i64, lane: Lane, job_type: &str) -> ClaimedJob {
+        ClaimedJob {
+            seq: Seq(seq),
+            id: Uuid::new_v4(),
+            job_type: job_type.into(),
+            payload: "{}".into(),
+            lane,
+            retry_count: 0,
+            max_retries: 3,
+            token: Token(seq),
+            timeout: None,
+            unique_key: None,
+            created_at: Timestamp::from_millis(0),
+        }
+    }
+
+    fn with(job_type: &str, handler: impl Fn(&Attempt<'_>) -> Report + Send + Sync + 'static) -> Registry {
+        let mut registry = Registry::new();
+        registry.register(job_type, handler);
+        registry
+    }
+
+    #[test]
+    fn a_free_worker_takes_high_before_medium_before_low() {
+        let jobs = [(1, Lane::Low), (2, Lane::Medium), (3, Lane::High), (4, Lane::Low), (5, Lane::High)];
+        let waiting = jobs.map(|(seq, lane)| job(seq, lane, "x")).into();
+
+        let bench = bench(with("x", |_| Report::Done), 1, waiting);
+
+        let order: Vec<i64> = (0..5).map(|_| bench.outcome().seq.0).collect();
+        assert_eq!(order, [3, 5, 2, 1, 4]);
+    }
+
+    #[test]
+    fn a_panic_is_a_failed_attempt_and_its_worker_lives() {
+        let registry = with("x", |attempt| {
+            if attempt.job.seq == Seq(1) {
+                panic!("no ink")
+            } else {
+                Report::Done
+            }
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x"), job(2, Lane::High, "x")]);
+
+        let failed = bench.outcome();
+
+        assert!(matches!(&failed.verdict, Verdict::Retry { error, .. } if error == "the handler panicked: no ink"));
+        assert_eq!(bench.outcome().verdict, Verdict::Complete);
+    }
+
+    #[test]
+    fn a_job_without_a_handler_or_with_a_broken_payload_is_buried() {
+        let broken = ClaimedJob { payload: "{\"a\":".into(), ..job(1, Lane::High, "x") };
+        let bench = bench(with("x", |_| Report::Done), 1, vec![broken, job(2, Lane::High, "unknown")]);
+
+        let reasons = [bench.outcome(), bench.outcome()].map(|outcome| match outcome.verdict {
+            Verdict::Bury { reason } => reason,
+            other => panic!("{other:?}"),
+        });
+
+        assert!(reasons[0].starts_with("the payload is not JSON"), "{reasons:?}");
+        assert_eq!(reasons[1], "no handler for type \"unknown\" on this replica");
+    }
+
+    #[test]
+    fn a_job_whose_lease_was_lost_is_not_begun() {
+        let bench = bench(with("x", |_| Report::Done), 1, Vec::new());
+        let lost = job(1, Lane::High, "x"); // never told to `held`, as after its lease was lost
+        bench.channels[0].send(lost).expect("there is room");
+
+        bench.send(job(2, Lane::High, "x"));
+
+        assert_eq!(bench.outcome().seq, Seq(2));
+    }
+
+    #[test]
+    fn a_handler_that_ignores_its_deadline_is_given_up_and_its_worker_replaced() {
+        let (leave, left) = mpsc::channel::<()>();
+        let left = Mutex::new(left);
+        let registry = with("x", move |attempt| {
+            if attempt.job.seq == Seq(1) {
+                drop(lock(&left).recv_timeout(PATIENCE)); // OK: a handler that hangs
+            }
+            Report::Done
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x")]);
+        while bench.workers.running() == 0 {
+            std::thread::yield_now();
+        }
+
+        bench.workers.enforce_deadlines(Instant::now() + PATIENCE * 2, Duration::from_secs(1));
+
+        let given_up = bench.outcome();
+        assert!(matches!(&given_up.verdict, Verdict::Retry { error, .. } if error.contains("time limit of 20s")));
+        bench.send(job(2, Lane::High, "x"));
+        assert_eq!(bench.outcome().seq, Seq(2), "another worker has taken its place");
+        leave.send(()).expect("the handler waits");
+        assert_eq!(
+            bench.outcomes.recv_timeout(Duration::from_millis(100)),
+            Err(RecvTimeoutError::Timeout),
+            "no second outcome"
+        );
+    }
+
+    #[test]
+    fn an_attempt_that_is_told_to_stop_at_the_end_of_the_drain_time_gives_no_outcome() {
+        let registry = with("x", |attempt| {
+            attempt.stop.wait_timeout(PATIENCE);
+            Report::retry("stopped")
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x")]);
+        while bench.workers.running() == 0 {
+            std::thread::yield_now();
+        }
+
+        bench.workers.release_all();
+        drop(bench.channels);
+
+        assert!(bench.workers.join(Instant::now() + PATIENCE));
+        assert!(bench.outcomes.is_empty());
+        assert_eq!(bench.held.unsettled(), [(Seq(1), Token(1))], "it is released");
+    }
+}
