@@ -277,9 +277,8 @@ select j.Seq, cast(j.Id as text), j.Type, j.Payload, j.Priority, j.MaxRetries, j
        cast(floor(extract(epoch from j.RunAt) * 1000) as bigint), cast(floor(extract(epoch from j.StartedAt) * 1000) as bigint),
        cast(floor(extract(epoch from j.FinishedAt) * 1000) as bigint), j.TimeoutMs, j.UniqueKey, j.LastError
 from Jobs as j
-cross join (select cast(? as bigint) as after, cast(? as text) as status, cast(? as text) as type, cast(? as text) as lane, cast(? as bigint) as since_ms) as f
-where j.Seq > f.after and (f.status is null or lower(j.Status) = f.status) and (f.type is null or j.Type = f.type)
-  and (f.lane is null or lower(j.Priority) = f.lane) and (f.since_ms is null or j.CreatedAt >= to_timestamp(f.since_ms / 1000.0))
+where j.Seq > ? and lower(j.Status) = coalesce(cast(? as text), lower(j.Status)) and j.Type = coalesce(cast(? as text), j.Type)
+  and lower(j.Priority) = coalesce(cast(? as text), lower(j.Priority)) and j.CreatedAt >= coalesce(to_timestamp(cast(? as bigint) / 1000.0), j.CreatedAt)
 order by j.Seq limit ?
 
 -- jobs_by_id: jobs by their public ids, in any order.
@@ -299,9 +298,8 @@ from JobAttempts as a join Jobs as j on j.Seq = a.Seq where j.Id = cast(? as uui
 -- Params: 1 after (seq)  2 type  3 lane  4 since_ms  5 limit.  Returns seq, id, original_job_id, type, payload, lane, reason, failed_ms.
 select d.Seq, cast(d.Id as text), cast(d.OriginalJobId as text), d.Type, d.Payload, d.Priority, d.Reason, cast(floor(extract(epoch from d.FailedAt) * 1000) as bigint)
 from FailedJobs as d
-cross join (select cast(? as bigint) as after, cast(? as text) as type, cast(? as text) as lane, cast(? as bigint) as since_ms) as f
-where d.Seq > f.after and (f.type is null or d.Type = f.type) and (f.lane is null or lower(d.Priority) = f.lane)
-  and (f.since_ms is null or d.FailedAt >= to_timestamp(f.since_ms / 1000.0))
+where d.Seq > ? and d.Type = coalesce(cast(? as text), d.Type) and lower(d.Priority) = coalesce(cast(? as text), lower(d.Priority))
+  and d.FailedAt >= coalesce(to_timestamp(cast(? as bigint) / 1000.0), d.FailedAt)
 order by d.Seq limit ?
 
 -- cancel: withdraws a job that is not done. A running one keeps running until its replica notices; its outcome is refused.

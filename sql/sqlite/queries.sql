@@ -1,9 +1,9 @@
 -- The statements of Trilane on SQLite, each named like the method of the store that runs it; see sql/README.md.
--- The driver returns no rows from RETURNING, so a statement that returns rows has a companion that runs in the same `begin immediate`
--- transaction: `name_before` picks the rows before the change, `name_after` reads them after it.
+-- The driver returns no rows from RETURNING, so a statement that returns rows has a companion that runs in the same transaction, one
+-- that was begun as `immediate`. `name_before` picks the rows before the change, `name_after` reads them after it.
 
 -- define now: cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer)
--- define free: DispatchedAt is null and (Priority < 'high' or Priority > 'high' and Priority < 'low' or Priority > 'low' and Priority < 'medium' or Priority > 'medium')
+-- define free: Seq in (select Seq from Jobs where DispatchedAt is null and Priority < 'high' union all select Seq from Jobs where DispatchedAt is null and Priority > 'high' and Priority < 'low' union all select Seq from Jobs where DispatchedAt is null and Priority > 'low' and Priority < 'medium' union all select Seq from Jobs where DispatchedAt is null and Priority > 'medium')
 
 -- session_a: readers do not wait for the writer.
 pragma journal_mode = wal
@@ -87,7 +87,7 @@ insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?,
 -- Params: 1 key.  Returns hash, results.
 select RequestHash, Results from IdempotencyKeys where IdempotencyKey = ?
 
--- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names: a seek.
+-- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names, each a seek of its own.
 update Jobs set Priority = lower(trim(Priority)), UpdatedAt = {now}
 where {free} and lower(trim(Priority)) in ('high', 'medium', 'low')
 
@@ -293,9 +293,9 @@ from Jobs where Id = ?
 -- Params: 1 after (seq)  2 status  3 type  4 lane  5 since_ms  6 limit.  Returns the columns of a job.
 select j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status, j.CreatedAt, j.UpdatedAt, j.RunAt, j.StartedAt, j.FinishedAt,
        j.TimeoutMs, j.UniqueKey, j.LastError
-from (select ? as after, ? as status, ? as type, ? as lane, ? as since_ms) as f cross join Jobs as j
-where j.Seq > f.after and (f.status is null or lower(j.Status) = f.status) and (f.type is null or j.Type = f.type)
-  and (f.lane is null or lower(j.Priority) = f.lane) and (f.since_ms is null or j.CreatedAt >= f.since_ms)
+from Jobs as j
+where j.Seq > ? and lower(j.Status) = coalesce(?, lower(j.Status)) and j.Type = coalesce(?, j.Type)
+  and lower(j.Priority) = coalesce(?, lower(j.Priority)) and j.CreatedAt >= coalesce(?, j.CreatedAt)
 order by j.Seq limit ?
 
 -- jobs_by_id: jobs by their public ids, in any order.
@@ -311,9 +311,9 @@ from JobAttempts as a join Jobs as j on j.Seq = a.Seq where j.Id = ? order by a.
 -- dead_letters: a page of dead letters in the order in which they came.
 -- Params: 1 after (seq)  2 type  3 lane  4 since_ms  5 limit.  Returns seq, id, original_job_id, type, payload, lane, reason, failed_ms.
 select d.Seq, d.Id, d.OriginalJobId, d.Type, d.Payload, d.Priority, d.Reason, d.FailedAt
-from (select ? as after, ? as type, ? as lane, ? as since_ms) as f cross join FailedJobs as d
-where d.Seq > f.after and (f.type is null or d.Type = f.type) and (f.lane is null or lower(d.Priority) = f.lane)
-  and (f.since_ms is null or d.FailedAt >= f.since_ms)
+from FailedJobs as d
+where d.Seq > ? and d.Type = coalesce(?, d.Type) and lower(d.Priority) = coalesce(?, lower(d.Priority))
+  and d.FailedAt >= coalesce(?, d.FailedAt)
 order by d.Seq limit ?
 
 -- cancel_before: the job that cancel withdraws.
