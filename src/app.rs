@@ -101,7 +101,7 @@ impl Service {
         );
         let submitter = threads::start(submitter, Arc::default(), Arc::clone(&database))?;
         let keeper = Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
-        let keeper = threads::start(keeper, Arc::default(), Arc::clone(&database))?;
+        let keeper = threads::start(keeper, database.begun(), Arc::clone(&database))?;
         let scheduler = {
             let (registry, retry) = (Arc::clone(&registry), settings.retry);
             let policy_of = move |job_type: &str| registry.get(job_type).and_then(|entry| entry.retry).unwrap_or(retry);

@@ -12,6 +12,8 @@
 --   READPAST                         rows in the hands of another session are passed over, not waited for.
 --   READPAST, READCOMMITTEDLOCK      the same without keeping a lock (RCSI refuses READPAST alone): thousands of kept locks would escalate.
 --   UPDLOCK, HOLDLOCK                on a key that is not there: no other session inserts it before this one has.
+-- Free text does not stand in the rows of a batch but beside them, in @texts, all texts one behind the other; a row holds [begin, length].
+-- Under a binary collation SUBSTRING counts the same everywhere, where _SC collations would count an emoji once.
 -- A database that takes no notice of lock hints stays correct: every change checks again what its row must be.
 --
 -- In FROM … JOIN the table to be changed is named, not aliased, and is the last: no other form is understood alike everywhere.
@@ -20,6 +22,7 @@
 -- define ago: DATEADD(millisecond, -(@ms % 1000), DATEADD(second, -(@ms / 1000 % 86400), DATEADD(day, -(@ms / 86400000), @now)))
 -- define seek: OPTION (LOOP JOIN, FORCE ORDER)
 -- define free: DispatchedAt IS NULL AND (Priority < N'high' OR Priority > N'high' AND Priority < N'low' OR Priority > N'low' AND Priority < N'medium' OR Priority > N'medium')
+-- define texts: @texts COLLATE Latin1_General_100_BIN2
 -- define lane: LOWER(LTRIM(RTRIM(Priority)) COLLATE Latin1_General_100_BIN2)
 -- define status: LOWER(Status COLLATE Latin1_General_100_BIN2)
 -- define job: j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status, DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt), DATEDIFF_BIG(millisecond, '19700101', j.UpdatedAt), DATEDIFF_BIG(millisecond, '19700101', j.RunAt), DATEDIFF_BIG(millisecond, '19700101', j.StartedAt), DATEDIFF_BIG(millisecond, '19700101', j.FinishedAt), j.TimeoutMs, j.UniqueKey, j.LastError
@@ -31,13 +34,18 @@ SET NOCOUNT ON; SET XACT_ABORT ON; SET LOCK_TIMEOUT 10000; SET TEXTSIZE 21474836
 -- ping: answers.
 SELECT 1
 
--- probe: gives back its parameter.
--- Params: 1 text.  Returns text.
-SELECT CAST(? AS nvarchar(max))
+-- probe: gives back its parameter, and how long it is for SUBSTRING.
+-- Params: 1 text.  Returns text, length.
+DECLARE @texts nvarchar(max) = ?;
+SELECT @texts, LEN({texts})
 
 -- now: the database's clock.
 -- Returns ms since 1970.
 SELECT DATEDIFF_BIG(millisecond, '19700101', SYSUTCDATETIME())
+
+-- has_snapshots: whether readers see the last committed version of a row, and do not wait for writers.
+-- Returns 1 or 0.
+SELECT CASE WHEN is_read_committed_snapshot_on = 1 THEN 1 ELSE 0 END FROM sys.databases WHERE database_id = DB_ID()
 
 -- schema_exists: whether there is a table of migrations.
 -- Returns 1 or no row.
@@ -68,54 +76,61 @@ IF @locked < 0
     THROW 51222, N'another replica is migrating this database', 1
 
 -- keys_take: takes unique keys for jobs about to be stored. A key held by another job is left to it. Waits for other sessions' keys.
--- Params: 1 keys (JSON array of {unique_key, id}, sorted by key, so that two sessions never wait for each other).
+-- Params: 1 keys (JSON array of {unique_key, id}, sorted by key, so that two sessions never wait for each other)  2 texts.
 DECLARE @keys nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 INSERT INTO JobKeys (UniqueKey, KeyBytes, JobId)
-SELECT k.unique_key, DATALENGTH(k.unique_key), k.id
-FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key', id uniqueidentifier '$.id') AS k
+SELECT k.unique_key, DATALENGTH(k.unique_key), g.id
+FROM OPENJSON(@keys) WITH (key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]', id uniqueidentifier '$.id') AS g
+CROSS APPLY (SELECT CAST(SUBSTRING({texts}, g.key_begin, g.key_length) AS nvarchar(400)) AS unique_key) AS k
 WHERE NOT EXISTS (
     SELECT 1 FROM JobKeys AS h WITH (UPDLOCK, HOLDLOCK, FORCESEEK)
-    WHERE h.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND h.KeyBytes = DATALENGTH(k.unique_key))
+    WHERE h.UniqueKey = k.unique_key AND h.KeyBytes = DATALENGTH(k.unique_key))
 OPTION (LOOP JOIN)
 
 -- keys_held: who holds unique keys.
--- Params: 1 keys (JSON array of {unique_key, id}).  Returns unique_key, job id.
+-- Params: 1 keys (JSON array of {unique_key, id})  2 texts.  Returns unique_key, job id.
 DECLARE @keys nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 SELECT h.UniqueKey, h.JobId
-FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key') AS k
-INNER JOIN JobKeys AS h WITH (FORCESEEK) ON h.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND h.KeyBytes = DATALENGTH(k.unique_key)
+FROM OPENJSON(@keys) WITH (key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]') AS g
+CROSS APPLY (SELECT CAST(SUBSTRING({texts}, g.key_begin, g.key_length) AS nvarchar(400)) AS unique_key) AS k
+INNER JOIN JobKeys AS h WITH (FORCESEEK) ON h.UniqueKey = k.unique_key AND h.KeyBytes = DATALENGTH(k.unique_key)
 {seek}
 
 -- keys_free: gives up the unique keys of jobs that ended.
--- Params: 1 keys (JSON array of {unique_key, id}).
+-- Params: 1 keys (JSON array of {unique_key, id})  2 texts.
 DECLARE @keys nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 DELETE FROM JobKeys
-FROM OPENJSON(@keys) WITH (unique_key nvarchar(400) '$.unique_key', id uniqueidentifier '$.id') AS k
-INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK)
-    ON JobKeys.UniqueKey = k.unique_key COLLATE Latin1_General_100_BIN2 AND JobKeys.KeyBytes = DATALENGTH(k.unique_key)
-WHERE JobKeys.JobId = k.id
+FROM OPENJSON(@keys) WITH (key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]', id uniqueidentifier '$.id') AS g
+CROSS APPLY (SELECT CAST(SUBSTRING({texts}, g.key_begin, g.key_length) AS nvarchar(400)) AS unique_key) AS k
+INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK) ON JobKeys.UniqueKey = k.unique_key AND JobKeys.KeyBytes = DATALENGTH(k.unique_key)
+WHERE JobKeys.JobId = g.id
 {seek}
 
 -- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
 -- ORDER BY makes the identity follow the order of the jobs. The numbers are read by the index on Id, within the transaction: where the
 -- reading fails, nothing is stored.
 -- Params: 1 jobs (JSON array, up to 1,000, of {n, id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
---         2 replica  3 horizon_ms (null: dispatch none).
+--         2 texts  3 replica  4 horizon_ms (null: dispatch none).
 -- Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched).
 DECLARE @jobs nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
 DECLARE @ms bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @horizon datetime2(3) = {later};
 BEGIN TRANSACTION;
 INSERT INTO Jobs (Id, Type, Payload, Priority, MaxRetries, CreatedAt, UpdatedAt, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
-SELECT g.id, g.type, g.payload, g.lane, g.max_retries, @now, @now, r.run_at, g.timeout_ms, g.unique_key,
+SELECT g.id, g.type, SUBSTRING({texts}, g.payload_begin, g.payload_length), g.lane, g.max_retries, @now, @now, r.run_at, g.timeout_ms,
+       SUBSTRING({texts}, g.key_begin, g.key_length),
        CASE WHEN r.run_at <= @horizon THEN CASE WHEN r.run_at > @now THEN r.run_at ELSE @now END END,
        CASE WHEN r.run_at <= @horizon THEN @replica END
 FROM OPENJSON(@jobs) WITH (
-    n int '$.n', id uniqueidentifier '$.id', type nvarchar(100) '$.type', payload nvarchar(max) '$.payload', lane nvarchar(10) '$.lane',
-    max_retries int '$.max_retries', at_ms bigint '$.at_ms', delay_ms bigint '$.delay_ms', timeout_ms int '$.timeout_ms',
-    unique_key nvarchar(400) '$.unique_key') AS g
+    n int '$.n', id uniqueidentifier '$.id', type nvarchar(100) '$.type', payload_begin int '$.payload[0]', payload_length int '$.payload[1]',
+    lane nvarchar(10) '$.lane', max_retries int '$.max_retries', at_ms bigint '$.at_ms', delay_ms bigint '$.delay_ms',
+    timeout_ms int '$.timeout_ms', key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]') AS g
 CROSS APPLY (SELECT CASE WHEN g.at_ms IS NULL THEN @now ELSE CAST('19700101' AS datetime2(3)) END AS origin, COALESCE(g.at_ms, g.delay_ms, 0) AS ms) AS t
 CROSS APPLY (SELECT DATEADD(millisecond, t.ms % 1000, DATEADD(second, t.ms / 1000 % 86400, DATEADD(day, t.ms / 86400000, t.origin))) AS run_at) AS r
 ORDER BY g.n;
@@ -304,9 +319,10 @@ WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
 
 -- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
 -- In two changes: the first is the fence, and tells which rows are ours; the second gives each what is its own.
--- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 replica  3 horizon_ms (null: dispatch none).
+-- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 texts  3 replica  4 horizon_ms (null: dispatch none).
 -- Returns seq, due_in_ms (null: not dispatched).
 DECLARE @failures nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
 DECLARE @horizon_ms bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
@@ -321,12 +337,13 @@ WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = f.token
 UPDATE Jobs SET
     Status = CASE WHEN f.bury = 1 THEN N'failed' ELSE N'retrying' END,
     RetryCount = CASE WHEN f.bury = 1 THEN Jobs.RetryCount ELSE Jobs.RetryCount + 1 END,
-    LastError = f.error,
+    LastError = SUBSTRING({texts}, f.error_begin, f.error_length),
     FinishedAt = CASE WHEN f.bury = 1 THEN @now END,
     RunAt = CASE WHEN f.bury = 1 THEN Jobs.RunAt ELSE r.run_at END,
     DispatchedAt = CASE WHEN f.bury = 1 THEN Jobs.DispatchedAt WHEN f.delay_ms <= @horizon_ms THEN r.run_at END,
     DispatchedBy = CASE WHEN f.bury = 1 THEN Jobs.DispatchedBy WHEN f.delay_ms <= @horizon_ms THEN @replica END
-FROM OPENJSON(@failures) WITH (seq bigint '$.seq', bury bit '$.bury', error nvarchar(max) '$.error', delay_ms bigint '$.delay_ms') AS f
+FROM OPENJSON(@failures) WITH (
+    seq bigint '$.seq', bury bit '$.bury', error_begin int '$.error[0]', error_length int '$.error[1]', delay_ms bigint '$.delay_ms') AS f
 CROSS APPLY (SELECT DATEADD(millisecond, f.delay_ms % 1000, DATEADD(second, f.delay_ms / 1000 % 86400, DATEADD(day, f.delay_ms / 86400000, @now))) AS run_at) AS r
 INNER JOIN @failed AS o ON o.Seq = f.seq
 INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = o.Seq
@@ -338,21 +355,24 @@ INNER JOIN @failed AS o ON o.Seq = f.seq
 COMMIT TRANSACTION
 
 -- attempts_add: keeps the errors of failed attempts.
--- Params: 1 failures (JSON array of {seq, token, attempt, error}).
+-- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 texts.
 DECLARE @failures nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 INSERT INTO JobAttempts (Seq, Token, Attempt, StartedAt, Error)
-SELECT j.Seq, f.token, f.attempt, j.StartedAt, f.error
-FROM OPENJSON(@failures) WITH (seq bigint '$.seq', token bigint '$.token', attempt int '$.attempt', error nvarchar(max) '$.error') AS f
+SELECT j.Seq, f.token, f.attempt, j.StartedAt, SUBSTRING({texts}, f.error_begin, f.error_length)
+FROM OPENJSON(@failures) WITH (
+    seq bigint '$.seq', token bigint '$.token', attempt int '$.attempt', error_begin int '$.error[0]', error_length int '$.error[1]') AS f
 INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = f.seq
 WHERE NOT EXISTS (SELECT 1 FROM JobAttempts AS a WITH (FORCESEEK) WHERE a.Seq = f.seq AND a.Token = f.token)
 {seek}
 
 -- dead_letters_add: one dead letter for each job just buried.
--- Params: 1 letters (JSON array of {seq, id, reason}).
+-- Params: 1 letters (JSON array of {seq, id, reason})  2 texts.
 DECLARE @letters nvarchar(max) = ?;
+DECLARE @texts nvarchar(max) = ?;
 INSERT INTO FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
-SELECT l.id, j.Id, j.Type, j.Payload, j.Priority, l.reason
-FROM OPENJSON(@letters) WITH (seq bigint '$.seq', id uniqueidentifier '$.id', reason nvarchar(max) '$.reason') AS l
+SELECT l.id, j.Id, j.Type, j.Payload, j.Priority, SUBSTRING({texts}, l.reason_begin, l.reason_length)
+FROM OPENJSON(@letters) WITH (seq bigint '$.seq', id uniqueidentifier '$.id', reason_begin int '$.reason[0]', reason_length int '$.reason[1]') AS l
 INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = l.seq
 {seek}
 

@@ -115,11 +115,11 @@ returning Seq, cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as big
 select Seq from Jobs where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and RunAt < now() - ? * {ms}
 
 -- lost: locks dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
--- (-1: the lane is empty; a head that no row knows finds nothing).
+-- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing).
 -- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
 select Seq from Jobs
 where Priority = ? and DispatchedAt > (select SweptTo - ? * {ms} from Lanes where Lane = ?)
-  and DispatchedAt < case when ? = -1 then now() else (select least(DispatchedAt, now()) from Jobs where Seq = ?) end - ? * {ms}
+  and DispatchedAt < case when ? = -1 then now() else (select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?) end - ? * {ms}
   and Status in ('queued', 'retrying')
 order by DispatchedAt limit ? for update skip locked
 
@@ -137,7 +137,7 @@ where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and Di
 
 -- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
 -- Params: 1 head  2 head  3 grace_ms  4 lane.
-update Lanes set SweptTo = greatest(SweptTo, case when ? = -1 then now() else coalesce((select least(DispatchedAt, now()) from Jobs where Seq = ?), SweptTo) end - ? * {ms})
+update Lanes set SweptTo = greatest(SweptTo, case when ? = -1 then now() else coalesce((select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?), SweptTo) end - ? * {ms})
 where Lane = ?
 
 -- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.

@@ -122,7 +122,7 @@ where Seq in (select value from json_each(?)) and DispatchedAt is null
 select Seq from Jobs where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and RunAt < {now} - ?
 
 -- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
--- (-1: the lane is empty; a head that no row knows finds nothing).
+-- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing).
 -- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
 select Seq from Jobs
 where Priority = ? and DispatchedAt > (select SweptTo - ? from Lanes where Lane = ?)

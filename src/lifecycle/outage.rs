@@ -1,19 +1,27 @@
 //! Whether a store is away: said once when it goes and once when it is back.
 
 use std::fmt::Display;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use crate::wake::Wake;
 
 /// The present state of a store, and when its outage began.
 pub struct Outage {
     name: &'static str,
     since: Mutex<Option<Instant>>,
+    begun: Arc<Wake>,
 }
 
 impl Outage {
     /// Of the store that people call `name`; not away.
-    pub const fn new(name: &'static str) -> Outage {
-        Outage { name, since: Mutex::new(None) }
+    pub fn new(name: &'static str) -> Outage {
+        Outage { name, since: Mutex::new(None), begun: Arc::default() }
+    }
+
+    /// Called when an outage begins; who looks for its end waits on it.
+    pub fn begun(&self) -> Arc<Wake> {
+        Arc::clone(&self.begun)
     }
 
     /// It is away now; logs the first of these.
@@ -21,6 +29,7 @@ impl Outage {
         let mut since = self.lock();
         if since.is_none() {
             *since = Some(Instant::now());
+            self.begun.wake();
             log::warn!(error:% = error; "{} is away; Trilane goes on without it and looks for it", self.name);
         }
     }

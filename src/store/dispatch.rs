@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::batch::json;
 use super::session::{Param, Session};
-use super::submit::json;
 use super::{BATCH_MAX, Store, StoreError, id_list, millis};
 use crate::job::{Lane, ReplicaId, Seq, Status};
 

@@ -3,6 +3,7 @@
 //! [`Store`] says in the words of the domain what can be done; the statements stand in `sql/<dialect>/`. A batch is one statement
 //! with one parameter, a JSON array. Every time that is kept is the database's own.
 
+mod batch;
 mod claim;
 mod dialect;
 mod dispatch;
@@ -18,7 +19,7 @@ mod read;
 mod session;
 mod submit;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use claim::Claim;
@@ -74,8 +75,8 @@ impl Store {
         let dialect = Dialect::of_dbms(&dbms).ok_or_else(|| {
             StoreError::Corrupt(format!("the database calls itself {dbms:?}; Trilane knows SQL Server, PostgreSQL and SQLite"))
         })?;
-        let (text, driver) = probe::text_mode(connection, dialect, &options.connection_string)?;
-        let connector = Connector { connection_string: options.connection_string.clone(), dialect, text };
+        let probe::Found { text, counts, driver } = probe::text_mode(connection, dialect, &options.connection_string)?;
+        let connector = Connector { connection_string: options.connection_string.clone(), dialect, text, counts, breaks: Arc::default() };
         let connections_max = options.connections_max.max(1);
         let pool = pool::pool(connector, connections_max, options.wait);
         Ok(Store { dialect, driver, pool, writer: Mutex::new(()) })
@@ -111,15 +112,25 @@ impl Store {
 
     /// Runs `work` on a session, outside a transaction.
     fn read<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.again_while_contended(|| work(&mut *self.loan()?))
+        let mut died_in_pool = false;
+        let mut once = |died_in_pool: &mut bool| {
+            self.again_while_contended(|| {
+                let result = work(&mut self.loan()?.session);
+                *died_in_pool = matches!(result, Err(StoreError::Unavailable(_)));
+                result
+            })
+        };
+        let result = once(&mut died_in_pool);
+        // The connection had died in the pool, as when the server was restarted meanwhile; the next one is new.
+        if died_in_pool { once(&mut died_in_pool) } else { result }
     }
 
     /// Runs `work` in a transaction of its own, which is undone if it fails, and tried again if another stood in its way.
     fn write<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.again_while_contended(|| {
             let _turn = self.writers_turn();
-            let mut session = self.loan()?;
-            let mut transaction = Transaction::begin(&mut session)?;
+            let mut loan = self.loan()?;
+            let mut transaction = Transaction::begin(&mut loan.session)?;
             let value = work(transaction.session)?;
             transaction.commit()?;
             Ok(value)
@@ -130,7 +141,7 @@ impl Store {
     fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.again_while_contended(|| {
             let _turn = self.writers_turn();
-            work(&mut *self.loan()?)
+            work(&mut self.loan()?.session)
         })
     }
 

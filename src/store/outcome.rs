@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
-use super::submit::{KeyRow, json, uuid};
+use super::submit::{KeyRow, uuid};
 use super::{Dialect, Store, StoreError, id_list, millis};
 use crate::job::{Job, Lane, ReplicaId, Seq, Token};
 use crate::retry::Verdict;
@@ -82,17 +83,23 @@ struct FailureRow<'a> {
     seq: i64,
     token: i64,
     bury: bool,
-    error: &'a str,
+    error: Text<'a>,
     delay_ms: i64,
     attempt: u32,
 }
 
 /// A dead letter to be written.
-#[derive(Serialize)]
 pub(super) struct Letter<'a> {
     pub(super) seq: i64,
     pub(super) id: Uuid,
     pub(super) reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct LetterRow<'a> {
+    seq: i64,
+    id: Uuid,
+    reason: Text<'a>,
 }
 
 #[derive(Default, Serialize)]
@@ -215,10 +222,12 @@ fn queue_anew(session: &mut Session, letter: &str, job: Uuid, replica: ReplicaId
 }
 
 fn take_key(session: &mut Session, key: &str, job: Uuid) -> Result<Uuid, StoreError> {
-    let rows = json(&[KeyRow { unique_key: key, id: job }])?;
-    session.execute("keys_take", &[Param::Text(&rows)]).map_err(StoreError::taken_meanwhile)?;
+    let mut texts = Texts::of(session);
+    let rows = [KeyRow { unique_key: texts.put(key), id: job }];
+    let batch = texts.batch(&rows)?;
+    session.execute("keys_take", &batch.params()).map_err(StoreError::taken_meanwhile)?;
     let mut holder = job;
-    session.query("keys_held", &[Param::Text(&rows)], |row| {
+    session.query("keys_held", &batch.params(), |row| {
         holder = uuid(&row.text(2)?)?;
         Ok(())
     })?;
@@ -303,14 +312,18 @@ fn fail(
     if outcomes.is_empty() {
         return Ok(accepted);
     }
-    let texts: Vec<String> = outcomes.iter().map(|outcome| storable(error_of(&outcome.verdict))).collect();
-    let mut rows: Vec<FailureRow<'_>> = outcomes.iter().zip(&texts).map(|(outcome, text)| failure(outcome, text)).collect();
-    let failures = json(&rows)?;
-    let (failures, horizon) = (Param::Text(&failures), Param::MaybeInt(horizon.map(millis)));
+    let errors: Vec<String> = outcomes.iter().map(|outcome| storable(error_of(&outcome.verdict))).collect();
+    let mut texts = Texts::of(session);
+    let mut rows: Vec<FailureRow<'_>> =
+        outcomes.iter().zip(&errors).map(|(outcome, error)| failure(outcome, texts.put(error))).collect();
+    let failures = texts.batch(&rows)?;
+    let horizon = Param::MaybeInt(horizon.map(millis));
     let seqs = id_list(session.dialect(), rows.iter().map(|row| row.seq));
-    let params = [failures, Param::Int(replica.0), horizon, Param::Text(&seqs)];
-    let params = if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..3] };
-    session.change("fail", params, &[horizon, failures], |row| {
+    let mut params = failures.params_and(&[Param::Int(replica.0), horizon]);
+    if session.dialect() == Dialect::Postgres {
+        params.push(Param::Text(&seqs));
+    }
+    session.change("fail", &params, &[horizon, failures.rows()], |row| {
         let (seq, due_in_ms) = (Seq(row.int(1)?), row.maybe_int(2)?);
         accepted.push(Accepted { seq, due_in_ms: due_in_ms.map(|ms| ms.max(0).unsigned_abs()) });
         Ok(())
@@ -321,27 +334,37 @@ fn fail(
         return Ok(accepted);
     }
     let seqs = id_list(session.dialect(), rows.iter().map(|row| row.seq));
-    let attempts = json(&rows)?;
-    let params = [Param::Text(&attempts), Param::Text(&seqs)];
-    session.execute("attempts_add", if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..1] })?;
-    let buried = rows.iter().filter(|row| row.bury);
+    let attempts = texts.batch(&rows)?;
+    let mut params = attempts.params();
+    if session.dialect() == Dialect::Postgres {
+        params.push(Param::Text(&seqs));
+    }
+    session.execute("attempts_add", &params)?;
+    let is_buried = |outcome: &Outcome| matches!(outcome.verdict, Verdict::Bury { .. }) && is_accepted.contains(&outcome.seq.0);
+    let buried = outcomes.iter().zip(&errors).filter(|(outcome, _)| is_buried(outcome));
     let letters: Vec<Letter<'_>> =
-        buried.map(|row| Letter { seq: row.seq, id: Uuid::new_v4(), reason: row.error }).collect();
+        buried.map(|(outcome, error)| Letter { seq: outcome.seq.0, id: Uuid::new_v4(), reason: error }).collect();
     add_letters(session, &letters)?;
     Ok(accepted)
 }
 
-pub(super) fn add_letters(session: &mut Session, letters: &[Letter<'_>]) -> Result<(), StoreError> {
+pub(super) fn add_letters<'a>(session: &mut Session, letters: &[Letter<'a>]) -> Result<(), StoreError> {
     if letters.is_empty() {
         return Ok(());
     }
     let seqs = id_list(session.dialect(), letters.iter().map(|letter| letter.seq));
-    let letters = json(letters)?;
-    let params = [Param::Text(&letters), Param::Text(&seqs)];
-    session.execute("dead_letters_add", if session.dialect() == Dialect::Postgres { &params[..] } else { &params[..1] })
+    let mut texts = Texts::of(session);
+    let row = |letter: &Letter<'a>| LetterRow { seq: letter.seq, id: letter.id, reason: texts.put(letter.reason) };
+    let rows: Vec<LetterRow<'a>> = letters.iter().map(row).collect();
+    let batch = texts.batch(&rows)?;
+    let mut params = batch.params();
+    if session.dialect() == Dialect::Postgres {
+        params.push(Param::Text(&seqs));
+    }
+    session.execute("dead_letters_add", &params)
 }
 
-fn failure<'a>(outcome: &Outcome, error: &'a str) -> FailureRow<'a> {
+fn failure<'a>(outcome: &Outcome, error: Text<'a>) -> FailureRow<'a> {
     let delay = match &outcome.verdict {
         Verdict::Retry { delay, .. } => *delay,
         Verdict::Complete | Verdict::Bury { .. } => Duration::ZERO,
@@ -370,12 +393,14 @@ fn storable(text: &str) -> String {
 }
 
 fn free_keys<'a>(session: &mut Session, keys: impl IntoIterator<Item = (&'a str, Uuid)>) -> Result<(), StoreError> {
-    let mut rows: Vec<KeyRow<'a>> = keys.into_iter().map(|(unique_key, id)| KeyRow { unique_key, id }).collect();
-    if rows.is_empty() {
+    let mut keys: Vec<(&'a str, Uuid)> = keys.into_iter().collect();
+    if keys.is_empty() {
         return Ok(());
     }
-    rows.sort_by_key(|row| row.unique_key);
-    session.execute("keys_free", &[Param::Text(&json(&rows)?)])
+    keys.sort_unstable();
+    let mut texts = Texts::of(session);
+    let rows: Vec<KeyRow<'a>> = keys.iter().map(|&(key, id)| KeyRow { unique_key: texts.put(key), id }).collect();
+    session.execute("keys_free", &texts.batch(&rows)?.params())
 }
 
 fn count<'a>(

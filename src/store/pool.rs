@@ -1,10 +1,12 @@
 //! Connections to the database: how one is made, and the pool that hands them out.
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use odbc_api::{ConnectionOptions, Environment};
 
+use super::batch::Counts;
 use super::dialect::Dialect;
 use super::error::StoreError;
 use super::session::{Session, TextMode};
@@ -18,6 +20,16 @@ pub(super) struct Connector {
     pub(super) connection_string: String,
     pub(super) dialect: Dialect,
     pub(super) text: TextMode,
+    pub(super) counts: Counts,
+    /// Counts the connections that broke: those made before the last of them are not trusted any more, for a server that restarted or
+    /// a network that failed has cut them all.
+    pub(super) breaks: Arc<AtomicU64>,
+}
+
+/// A session, and how many had broken when it was made.
+pub(super) struct Pooled {
+    pub(super) session: Session,
+    breaks_before: u64,
 }
 
 /// The pool of sessions.
@@ -56,23 +68,30 @@ pub(super) fn connect(connection_string: &str) -> Result<(odbc_api::Connection<'
 }
 
 impl r2d2::ManageConnection for Connector {
-    type Connection = Session;
+    type Connection = Pooled;
     type Error = StoreError;
 
-    fn connect(&self) -> Result<Session, StoreError> {
+    fn connect(&self) -> Result<Pooled, StoreError> {
+        let breaks_before = self.breaks.load(Ordering::Acquire);
         let (connection, _) = connect(&self.connection_string)?;
-        let mut session = Session::new(connection, self.dialect, self.text);
+        let mut session = Session::new(connection, self.dialect, self.text, self.counts);
         begin_session(&mut session)?;
-        Ok(session)
+        Ok(Pooled { session, breaks_before })
     }
 
-    // Never called: test_on_check_out is off, for an idle replica is to be quiet. A dead connection is found by its first statement.
-    fn is_valid(&self, _session: &mut Session) -> Result<(), StoreError> {
-        Ok(())
+    // Sends nothing, for an idle replica is to be quiet: a dead connection is found by its first statement, and the others by it.
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), StoreError> {
+        if pooled.breaks_before == self.breaks.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("made before another connection broke".into()))
     }
 
-    fn has_broken(&self, session: &mut Session) -> bool {
-        session.is_broken()
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        if pooled.session.is_broken() {
+            self.breaks.fetch_add(1, Ordering::AcqRel);
+        }
+        pooled.session.is_broken()
     }
 }
 
@@ -91,7 +110,7 @@ pub(super) fn pool(connector: Connector, connections_max: u32, wait: Duration) -
     r2d2::Pool::builder()
         .max_size(connections_max)
         .min_idle(Some(0))
-        .test_on_check_out(false)
+        .test_on_check_out(true)
         .connection_timeout(wait)
         .max_lifetime(Some(Duration::from_secs(60 * 60)))
         .idle_timeout(Some(Duration::from_secs(10 * 60)))

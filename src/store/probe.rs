@@ -2,6 +2,7 @@
 
 use odbc_api::Connection;
 
+use super::batch::Counts;
 use super::dialect::Dialect;
 use super::error::StoreError;
 use super::pool::begin_session;
@@ -10,26 +11,34 @@ use super::session::{Param, Session, TextMode};
 /// UTF-8 bytes of the text that is sent.
 const PROBE_BYTES: usize = 100 * 1024;
 
-/// Finds out how text goes through this driver unchanged. Returns that, and a sentence that tells it.
+/// What the probe found.
+pub(super) struct Found {
+    pub(super) text: TextMode,
+    pub(super) counts: Counts,
+    /// The driver, and how text goes through it.
+    pub(super) driver: String,
+}
+
+/// Finds out how text goes through this driver unchanged.
 pub(super) fn text_mode(
     connection: Connection<'static>,
     dialect: Dialect,
     connection_string: &str,
-) -> Result<(TextMode, String), StoreError> {
+) -> Result<Found, StoreError> {
     // Narrow text loses emoji on the way to SQL Server, so it is not even tried there.
     let modes: &[TextMode] = match dialect {
         Dialect::Mssql => &[TextMode::Wide, TextMode::WideChunks],
         Dialect::Postgres | Dialect::Sqlite => &[TextMode::Narrow, TextMode::Wide],
     };
     let driver = driver_name(connection_string);
-    let mut session = Session::new(connection, dialect, modes[0]);
+    let mut session = Session::new(connection, dialect, modes[0], Counts::Units);
     // With the settings of every later session, for on SQL Server they decide how much text comes back.
     begin_session(&mut session)?;
     let mut findings = Vec::new();
     for &mode in modes {
         session.set_text_mode(mode);
         match comes_back_unchanged(&mut session) {
-            Ok(()) => return Ok((mode, format!("{driver}, {}", describe(mode)))),
+            Ok(counts) => return Ok(Found { text: mode, counts, driver: format!("{driver}, {}", describe(mode)) }),
             Err(finding @ StoreError::Unavailable(_)) => return Err(finding),
             Err(finding) => findings.push(format!("{}: {finding}", describe(mode))),
         }
@@ -41,15 +50,21 @@ pub(super) fn text_mode(
     )))
 }
 
-fn comes_back_unchanged(session: &mut Session) -> Result<(), StoreError> {
+/// Fails unless the text comes back as it was sent. Tells what SQL Server counted in it.
+fn comes_back_unchanged(session: &mut Session) -> Result<Counts, StoreError> {
     let sent = probe_text();
-    let mut received = String::new();
+    let (mut received, mut counted) = (String::new(), None);
+    let is_counted = session.dialect() == Dialect::Mssql;
     session.query("probe", &[Param::Text(&sent)], |row| {
         received = row.text(1)?;
+        counted = if is_counted { usize::try_from(row.int(2)?).ok() } else { None };
         Ok(())
     })?;
     if received == sent {
-        return Ok(());
+        let is_right = |counts: &Counts| !is_counted || counted == Some(counts.of(&sent));
+        return [Counts::Units, Counts::Characters].into_iter().find(is_right).ok_or_else(|| {
+            StoreError::Corrupt(format!("the server counts {counted:?} characters in {}", Counts::Characters.of(&sent)))
+        });
     }
     let same = sent.chars().zip(received.chars()).take_while(|(a, b)| a == b).count();
     let (sent, received) = (sent.chars().count(), received.chars().count());

@@ -2,9 +2,10 @@
 
 use uuid::Uuid;
 
+use super::batch::json;
 use super::dispatch::limit;
 use super::session::{Param, Row};
-use super::submit::{json, uuid};
+use super::submit::uuid;
 use super::{BATCH_MAX, Dialect, Store, StoreError, time};
 use crate::clock::Timestamp;
 use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq, Status, Token};

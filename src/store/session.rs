@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use odbc_api::handles::{AsStatementRef, Statement, StatementConnection};
 use odbc_api::{Connection, ConnectionTransitions, Cursor, CursorImpl, CursorRow, Nullable, Prepared};
 
+use super::batch::Counts;
 use super::dialect::Dialect;
 use super::error::StoreError;
 pub(super) use super::param::{Param, TextMode};
@@ -22,20 +23,25 @@ pub(super) struct Session {
     connection: Shared,
     dialect: Dialect,
     text: TextMode,
+    counts: Counts,
     // Key: the statement's name and the chunks of its text parameters, for each makes another text.
     prepared: HashMap<(&'static str, usize), Prepared<StatementConnection<Shared>>>,
     broken: bool,
 }
 
 impl Session {
-    pub(super) fn new(connection: Connection<'static>, dialect: Dialect, text: TextMode) -> Session {
+    pub(super) fn new(connection: Connection<'static>, dialect: Dialect, text: TextMode, counts: Counts) -> Session {
         #[expect(clippy::arc_with_non_send_sync, reason = "a Connection is Send, and Mutex makes it Sync")]
         let connection = Arc::new(Mutex::new(connection));
-        Session { connection, dialect, text, prepared: HashMap::new(), broken: false }
+        Session { connection, dialect, text, counts, prepared: HashMap::new(), broken: false }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Whether an error left the connection in doubt, so that it must leave the pool.
@@ -171,12 +177,21 @@ impl Session {
         self.judge(result)
     }
 
-    /// A connection is kept only after errors that say nothing about it.
+    /// A connection is kept only after errors that say nothing about it. Drivers have no one code for a connection that broke within a
+    /// statement (psqlodbc: HY000), so what looks like a refused statement is unavailability where the connection is dead.
     fn judge<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(StoreError::Unavailable(_) | StoreError::Corrupt(_)) = &result {
-            self.broken = true;
+        match result {
+            Err(StoreError::Corrupt(text)) => {
+                self.broken = true;
+                let is_dead = lock(&self.connection).is_dead().unwrap_or(false);
+                Err(if is_dead { StoreError::Unavailable(text) } else { StoreError::Corrupt(text) })
+            }
+            Err(StoreError::Unavailable(_)) => {
+                self.broken = true;
+                result
+            }
+            Ok(_) | Err(StoreError::Contended(_) | StoreError::Conflict(_)) => result,
         }
-        result
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
 use super::{BATCH_MAX, Dialect, Store, StoreError, millis, time};
 use crate::clock::Timestamp;
@@ -59,18 +60,18 @@ struct JobRow<'a> {
     n: usize,
     id: Uuid,
     r#type: &'a str,
-    payload: &'a str,
+    payload: Text<'a>,
     lane: &'a str,
     max_retries: u32,
     at_ms: Option<i64>,
     delay_ms: Option<i64>,
     timeout_ms: Option<i64>,
-    unique_key: Option<&'a str>,
+    unique_key: Option<Text<'a>>,
 }
 
 #[derive(Serialize)]
 pub(super) struct KeyRow<'a> {
-    pub(super) unique_key: &'a str,
+    pub(super) unique_key: Text<'a>,
     pub(super) id: Uuid,
 }
 
@@ -177,13 +178,15 @@ fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Resul
             first.entry(key).or_insert(job.id);
         }
     }
-    let mut wanted: Vec<KeyRow<'_>> = first.iter().map(|(key, id)| KeyRow { unique_key: key, id: *id }).collect();
-    wanted.sort_by_key(|row| row.unique_key);
+    let mut wanted: Vec<(&str, Uuid)> = first.into_iter().collect();
+    wanted.sort_unstable();
     let mut holders: HashMap<String, Uuid> = HashMap::new();
-    for rows in wanted.chunks(BATCH_MAX) {
-        let rows = json(rows)?;
-        session.execute("keys_take", &[Param::Text(&rows)]).map_err(StoreError::taken_meanwhile)?;
-        session.query("keys_held", &[Param::Text(&rows)], |row| {
+    for keys in wanted.chunks(BATCH_MAX) {
+        let mut texts = Texts::of(session);
+        let rows: Vec<KeyRow<'_>> = keys.iter().map(|&(key, id)| KeyRow { unique_key: texts.put(key), id }).collect();
+        let batch = texts.batch(&rows)?;
+        session.execute("keys_take", &batch.params()).map_err(StoreError::taken_meanwhile)?;
+        session.query("keys_held", &batch.params(), |row| {
             holders.insert(row.text(1)?, uuid(&row.text(2)?)?);
             Ok(())
         })?;
@@ -207,10 +210,11 @@ fn insert(
     let mut stored: HashMap<Uuid, Stored> = HashMap::with_capacity(free.len());
     let horizon_ms = horizon_ms.and_then(|ms| i64::try_from(ms).ok());
     for jobs in batches(&free) {
-        let rows: Vec<JobRow<'_>> = jobs.iter().enumerate().map(|(n, job)| job_row(n, job)).collect();
-        let rows = json(&rows)?;
-        let params = [Param::Text(&rows), Param::Int(replica.0), Param::MaybeInt(horizon_ms)];
-        session.change("submit", &params, &[Param::Text(&rows)], |row| {
+        let mut texts = Texts::of(session);
+        let rows: Vec<JobRow<'_>> = jobs.iter().enumerate().map(|(n, job)| job_row(n, job, &mut texts)).collect();
+        let batch = texts.batch(&rows)?;
+        let params = batch.params_and(&[Param::Int(replica.0), Param::MaybeInt(horizon_ms)]);
+        session.change("submit", &params, &[batch.rows()], |row| {
             let (seq, id) = (Seq(row.int(1)?), uuid(&row.text(2)?)?);
             let (created_at, run_at) = (time(row.int(3)?), time(row.int(4)?));
             let due_in_ms = row.maybe_int(5)?.map(|ms| ms.max(0).unsigned_abs());
@@ -244,7 +248,7 @@ fn batches<'a, 'j>(jobs: &'a [&'j NewJob]) -> Vec<&'a [&'j NewJob]> {
     batches
 }
 
-fn job_row(n: usize, job: &NewJob) -> JobRow<'_> {
+fn job_row<'a>(n: usize, job: &'a NewJob, texts: &mut Texts) -> JobRow<'a> {
     let (at_ms, delay_ms) = match job.start {
         Start::Now => (None, None),
         Start::At(time) => (Some(time.as_millis()), None),
@@ -254,18 +258,14 @@ fn job_row(n: usize, job: &NewJob) -> JobRow<'_> {
         n,
         id: job.id,
         r#type: &job.job_type,
-        payload: &job.payload,
+        payload: texts.put(&job.payload),
         lane: job.lane.as_str(),
         max_retries: job.max_retries,
         at_ms,
         delay_ms,
         timeout_ms: job.timeout.map(millis),
-        unique_key: job.unique_key.as_deref(),
+        unique_key: job.unique_key.as_deref().map(|key| texts.put(key)),
     }
-}
-
-pub(super) fn json(value: &(impl Serialize + ?Sized)) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(format!("a batch cannot be written as JSON: {error}")))
 }
 
 pub(super) fn uuid(text: &str) -> Result<Uuid, StoreError> {
@@ -274,4 +274,22 @@ pub(super) fn uuid(text: &str) -> Result<Uuid, StoreError> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_takes_as_many_jobs_as_fit_and_at_least_one() {
+        let job = |bytes| NewJob::new("x", "x".repeat(bytes));
+        let (half, whole, small) = (job(BATCH_BYTES_MAX / 2), job(BATCH_BYTES_MAX + 1), job(1));
+
+        let jobs = [&half, &half, &small, &whole, &small];
+        let sizes: Vec<usize> = batches(&jobs).iter().map(|batch| batch.len()).collect();
+
+        assert_eq!(sizes, [2, 1, 1, 1]);
+        assert_eq!(batches(&vec![&small; BATCH_MAX + 1]).len(), 2);
+        assert!(batches(&[]).is_empty());
+    }
 }

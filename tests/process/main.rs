@@ -1,5 +1,7 @@
 //! The real program, as processes that are started, stopped, killed and cut off from their stores.
 
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[path = "../support/redis_server.rs"]
 #[expect(dead_code, reason = "the tests of the lanes use the rest")]
 mod redis_server;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use trilane::store::Dialect;
 use uuid::Uuid;
 
+use super::proxy::Proxy;
 use super::stores::{self, TestStore};
 use super::trilane::{Settings, Trilane, wait_until};
 
@@ -58,6 +59,20 @@ impl Site {
         }
     }
 
+    /// A way to the database that can be cut, and the connection string that takes it.
+    pub(crate) fn proxy(&self) -> (Proxy, String) {
+        let pairs = || self.database.connection_string.split(';').filter_map(|pair| pair.split_once('='));
+        let value = |name| pairs().find(|(key, _)| *key == name).map(|(_, value)| value).expect("PostgreSQL's has it");
+        let proxy = Proxy::start(format!("{}:{}", value("Server"), value("Port")));
+        let port = proxy.port().to_string();
+        let with_port = pairs().map(|(key, value)| {
+            let value = if key == "Port" { &port } else { value };
+            format!("{key}={value};")
+        });
+        let connection_string = with_port.collect();
+        (proxy, connection_string)
+    }
+
     pub(crate) fn start(&self, settings: &Settings) -> Trilane {
         Trilane::start(&self.folder, settings)
     }
@@ -86,6 +101,18 @@ impl Site {
 
     pub(crate) fn open_gate(&self, name: &str) {
         fs::remove_file(self.folder.join(name)).expect("the gate was closed");
+    }
+
+    /// Processes of the command that waits at the gate.
+    pub(crate) fn commands_at_gate(&self, name: &str) -> usize {
+        let path = self.folder.join(name).display().to_string();
+        let processes = fs::read_dir("/proc").expect("Linux").map_while(Result::ok);
+        let waits = |process: &fs::DirEntry| {
+            // What is no process has no command line, and neither has one that has ended.
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&format!("-e {path} "))
+        };
+        processes.filter(waits).count()
     }
 
     /// Runs SQL as a client would, past Trilane.

@@ -64,7 +64,11 @@ impl Drop for TestStore {
         match &self.cleanup {
             Cleanup::Folder(folder) => drop(std::fs::remove_dir_all(folder)),
             Cleanup::Database { admin, name } => {
-                let force = if admin.to_ascii_lowercase().contains("postgres") { " with (force)" } else { "" };
+                let force = if admin.to_ascii_lowercase().contains("postgres") {
+                    " with (force)"
+                } else {
+                    ""
+                };
                 if let Err(error) = try_execute(admin, &format!("drop database {name}{force}")) {
                     eprintln!("database {name} is left behind: {error}");
                 }
@@ -81,7 +85,8 @@ fn open(connection_string: &str) -> Store {
 
 /// A new database on the server that the environment variable names.
 fn database(variable: &str) -> (String, Cleanup) {
-    let admin = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"));
+    let admin =
+        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"));
     let name = format!("trilane_{}", Uuid::new_v4().simple());
     execute(&admin, &format!("create database {name}"));
     (with_database(&admin, &name), Cleanup::Database { admin, name })
@@ -104,16 +109,28 @@ pub fn execute(connection_string: &str, sql: &str) {
 
 fn try_execute(connection_string: &str, sql: &str) -> Result<(), odbc_api::Error> {
     let environment = odbc_api::environment()?;
-    let connection = environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())?;
+    let connection =
+        environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())?;
     connection.execute(sql, (), None).map(drop)
+}
+
+/// Runs batches of SQL on one connection, as a client does.
+pub fn execute_all(connection_string: &str, batches: &[&str]) {
+    let environment = odbc_api::environment().expect("unixODBC");
+    let connection =
+        environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default()).expect("connects");
+    for sql in batches.iter().filter(|sql| !sql.trim().is_empty()) {
+        connection.execute(sql, (), None).map(drop).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
 }
 
 /// The one number that a query outside Trilane returns.
 pub fn number(connection_string: &str, sql: &str) -> i64 {
     use odbc_api::Cursor as _;
     let environment = odbc_api::environment().expect("unixODBC");
-    let connection =
-        environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default()).expect("connects");
+    let connection = environment
+        .connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
+        .expect("connects");
     let mut cursor = connection.execute(sql, (), None).expect("runs").expect("a result");
     let mut row = cursor.next_row().expect("is read").expect("a row");
     let mut value = 0i64;

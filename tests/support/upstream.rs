@@ -1,86 +1,109 @@
 //! A small HTTP server that jobs are posted to: it answers as the test says, and counts.
+//!
+//! Its own, not `tiny_http`: that one now and then leaves one of many new connections without a thread.
 
 use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-
-use tiny_http::{Header, Request, Response, Server};
-
-/// Threads that answer, so that slow ones do not hold up all.
-const THREADS: usize = 4;
+use std::thread;
 
 /// One attempt at a job.
 pub(crate) struct Call {
     pub(crate) path: String,
-    pub(crate) job: String,
     pub(crate) attempt: u32,
+    job: String,
 }
 
 /// What the server answers: a status, and `Retry-After` in seconds.
 pub(crate) type Reply = (u16, Option<u32>);
 
-type Calls = Mutex<HashMap<(String, u32), u32>>;
-
 pub(crate) struct Upstream {
-    server: Arc<Server>,
-    calls: Arc<Calls>,
-    threads: Vec<JoinHandle<()>>,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    reply: Box<dyn Fn(&Call) -> Reply + Send + Sync>,
+    /// How often each attempt at each job came.
+    calls: Mutex<HashMap<(String, u32), u32>>,
+    is_over: AtomicBool,
 }
 
 impl Upstream {
     /// Answers every call by `reply`.
     pub(crate) fn start(reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Upstream {
-        let server = Arc::new(Server::http("127.0.0.1:0").expect("a port is free"));
-        let (calls, reply) = (Arc::new(Calls::default()), Arc::new(reply));
-        let thread = |_| {
-            let (server, calls, reply) = (Arc::clone(&server), Arc::clone(&calls), Arc::clone(&reply));
-            std::thread::spawn(move || while answer(&server, &calls, &*reply) {})
-        };
-        let threads = (0..THREADS).map(thread).collect();
-        Upstream { server, calls, threads }
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared { reply: Box::new(reply), calls: Mutex::default(), is_over: AtomicBool::new(false) });
+        let server = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if server.is_over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let server = Arc::clone(&server);
+                // Ends when the caller closes the connection, as it does when it is killed.
+                thread::spawn(move || server.serve(&stream));
+            }
+        });
+        Upstream { address, shared }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.server.server_addr())
+        format!("http://{}{path}", self.address)
     }
 
     /// How often the same attempt at the same job came at most, and how many attempts came in all.
     pub(crate) fn repeats_and_attempts(&self) -> (u32, usize) {
-        let calls = self.calls.lock().expect("no panic");
+        let calls = self.shared.calls.lock().expect("no panic");
         (calls.values().copied().max().unwrap_or(0), calls.len())
     }
 }
 
-/// Answers one request. Returns whether there are more to come.
-fn answer(server: &Server, calls: &Calls, reply: &dyn Fn(&Call) -> Reply) -> bool {
-    let Ok(request) = server.recv() else { return false };
-    let call = Call {
-        path: request.url().to_owned(),
-        job: header(&request, "Trilane-Job-Id"),
-        attempt: header(&request, "Trilane-Attempt").parse().expect("a number"),
-    };
-    *calls.lock().expect("no panic").entry((call.job.clone(), call.attempt)).or_default() += 1;
-    let (status, retry_after) = reply(&call);
-    let mut response = Response::from_string("as the test says").with_status_code(status);
-    if let Some(seconds) = retry_after {
-        response.add_header(Header::from_bytes("Retry-After", seconds.to_string()).expect("a header"));
+impl Shared {
+    /// Answers one request after the other, until there are no more.
+    fn serve(&self, stream: &TcpStream) {
+        let mut reader = BufReader::new(stream);
+        while let Ok(Some(call)) = read_call(&mut reader) {
+            *self.calls.lock().expect("no panic").entry((call.job.clone(), call.attempt)).or_default() += 1;
+            let (status, retry_after) = (self.reply)(&call);
+            let retry_after = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+            let answer = format!("HTTP/1.1 {status} so\r\n{retry_after}Content-Length: 16\r\n\r\nas the test says");
+            let mut writer = stream;
+            if writer.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
     }
-    let _ = request.respond(response); // A process that was killed does not wait for its answer.
-    true
 }
 
-fn header(request: &Request, name: &'static str) -> String {
-    let header = request.headers().iter().find(|header| header.field.equiv(name));
-    header.expect("every call has it").value.to_string()
+/// Reads one request; `None` at the end of the connection.
+fn read_call(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Call>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let header = |name: &str| headers.get(name).cloned().unwrap_or_default();
+    let mut body = vec![0; header("content-length").parse().expect("every call has a body of known length")];
+    reader.read_exact(&mut body)?;
+    let attempt = header("trilane-attempt").parse().expect("every call tells its attempt");
+    Ok(Some(Call { path, attempt, job: header("trilane-job-id") }))
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        for _ in &self.threads {
-            self.server.unblock();
-        }
-        for thread in self.threads.drain(..) {
-            drop(thread.join()); // OK: if it panicked, the test fails by what is missing
-        }
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits for connections. If it is gone already, there is nobody to wake.
+        let _ = TcpStream::connect(self.address);
     }
 }

@@ -1,5 +1,14 @@
 -- Trilane's tables on SQLite. Times are whole milliseconds since 1970-01-01T00:00:00Z. What each column means: sql/README.md.
 
+-- A database of the original system is taken over: its tables step aside, their rows are copied below. Where there are none, empty
+-- tables stand in for them, so that there is one way. Adding Seq fails where it is there: such a table is not the original's.
+create table if not exists Jobs (Id, Type, Payload, Priority, MaxRetries, RetryCount, Status, CreatedAt, UpdatedAt);
+create table if not exists FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason, FailedAt);
+alter table Jobs add column Seq integer;
+alter table FailedJobs add column Seq integer;
+alter table Jobs rename to JobsBeforeTrilane;
+alter table FailedJobs rename to FailedJobsBeforeTrilane;
+
 create table Jobs (
     Seq          integer primary key autoincrement,
     Id           text    not null collate nocase default (
@@ -25,6 +34,21 @@ create table Jobs (
     UniqueKey    text,
     LastError    text
 );
+
+-- The original's rows, in the order of time (as text that SQLite reads). What had not ended is queued again; what has ended counts as
+-- dispatched, so that it is not found among what waits.
+insert into Jobs (Id, Type, Payload, Priority, MaxRetries, RetryCount, Status, CreatedAt, UpdatedAt, RunAt, FinishedAt, DispatchedAt)
+select lower(b.Id), coalesce(b.Type, ''), coalesce(b.Payload, 'null'), coalesce(b.Priority, 'medium'), coalesce(b.MaxRetries, 3),
+       coalesce(b.RetryCount, 0), coalesce(b.ended, 'queued'), b.created_at, b.updated_at, b.created_at,
+       case when b.ended is not null then b.updated_at end, case when b.ended is not null then b.updated_at end
+from (
+    select *, cast(round((julianday(coalesce(CreatedAt, UpdatedAt, 'now')) - 2440587.5) * 86400000.0) as integer) as created_at,
+           cast(round((julianday(coalesce(UpdatedAt, CreatedAt, 'now')) - 2440587.5) * 86400000.0) as integer) as updated_at,
+           case when lower(trim(Status)) in ('completed', 'complete', 'succeeded', 'success', 'done', 'finished') then 'completed'
+                when lower(trim(Status)) in ('failed', 'dead', 'deadletter', 'dead_letter', 'dead-letter') then 'failed'
+                when lower(trim(Status)) in ('cancelled', 'canceled', 'aborted', 'deleted') then 'cancelled' end as ended
+    from JobsBeforeTrilane) as b
+order by b.created_at;
 
 create unique index Jobs_Id on Jobs (Id);
 -- What waits to be dispatched. The predicate names only DispatchedAt, which neither claim nor outcome changes.
@@ -52,6 +76,14 @@ create table FailedJobs (
     Reason        text    not null,
     FailedAt      integer not null default (cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer))
 );
+
+insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason, FailedAt)
+select lower(b.Id), lower(b.OriginalJobId), coalesce(b.Type, ''), coalesce(b.Payload, 'null'), coalesce(b.Priority, 'medium'), coalesce(b.Reason, ''),
+       cast(round((julianday(coalesce(b.FailedAt, 'now')) - 2440587.5) * 86400000.0) as integer)
+from FailedJobsBeforeTrilane as b order by julianday(coalesce(b.FailedAt, 'now'));
+
+drop table FailedJobsBeforeTrilane;
+drop table JobsBeforeTrilane;
 
 create unique index FailedJobs_Id on FailedJobs (Id);
 create index FailedJobs_OriginalJobId on FailedJobs (OriginalJobId);
