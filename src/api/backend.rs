@@ -5,9 +5,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::job::{DeadLetter, FailedAttempt, Job, Seq};
-use crate::lifecycle::SubmitResult;
+use crate::lifecycle::{Submission, SubmitError, SubmitResult};
 use crate::store::{Cancelled, DeadLetterFilter, JobFilter, Revived, StoreError};
-use crate::threads::submitter::{Submission, SubmitError};
 
 /// The service behind the API. Called by many HTTP threads at once; every method may block, within a bound of its own.
 pub trait Backend: Send + Sync {

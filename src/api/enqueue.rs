@@ -13,9 +13,8 @@ use super::job_json::{self, Node};
 use super::message::{Answer, Headers, Request};
 use super::problem::{Kind, Problem};
 use crate::job::{Job, NewJob};
-use crate::lifecycle::SubmitResult;
+use crate::lifecycle::{Submission, SubmitError, SubmitResult};
 use crate::store::Idempotency;
-use crate::threads::submitter::{Submission, SubmitError};
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 200;

@@ -9,9 +9,8 @@ use uuid::Uuid;
 use super::*;
 use crate::clock::Timestamp;
 use crate::job::{DeadLetter, FailedAttempt, Job, NewJob, Seq, Start, Token};
-use crate::lifecycle::SubmitResult;
+use crate::lifecycle::{Submission, SubmitError, SubmitResult};
 use crate::store::{Cancelled, DeadLetterFilter, Idempotency, JobFilter, KeyTaken, Revived, StoreError};
-use crate::threads::submitter::{Submission, SubmitError};
 
 type Hook = Box<dyn Fn() + Send + Sync>;
 type Results = Vec<Result<Job, KeyTaken>>;

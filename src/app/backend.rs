@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use crate::api::{Backend, StoreState};
 use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq};
-use crate::lifecycle::{Lifecycle, SubmitResult};
+use crate::lifecycle::{Lifecycle, Submission, SubmitError, SubmitResult};
 use crate::metrics::{Gauge, Metrics};
 use crate::store::{Cancelled, DeadLetterFilter, JobFilter, Revived, StoreError};
 use crate::threads::scheduler::Ticker;
-use crate::threads::submitter::{Submission, SubmitError, SubmitQueue};
+use crate::threads::submitter::SubmitQueue;
 use crate::threads::worker::Workers;
 
 /// What the API calls.

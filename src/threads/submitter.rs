@@ -12,44 +12,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::Duty;
 use crate::job::{Job, NewJob};
-use crate::lifecycle::{Lifecycle, Outage, SubmitFailure, SubmitResult};
+use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitFailure, SubmitResult};
 use crate::metrics::Metrics;
-use crate::store::{BATCH_MAX, Idempotency, KeyTaken, StoreError};
+use crate::store::{BATCH_MAX, KeyTaken, StoreError};
 
 /// How long a round waits for the first call.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
-
-/// Jobs to be stored together, and the key under which the answer is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Submission {
-    /// At least one, checked.
-    pub jobs: Vec<NewJob>,
-    /// From the `Idempotency-Key` header.
-    pub idempotency: Option<Idempotency>,
-}
-
-/// Why nothing was stored.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    /// Too many jobs wait for their commit already.
-    #[error("too many jobs wait for their commit")]
-    Overloaded,
-    /// The database cannot be used now.
-    #[error("the database is not available")]
-    Unavailable,
-    /// The commit did not come in time; it is not known whether it will.
-    #[error("the commit did not come in time")]
-    TimedOut,
-    /// The replica is being stopped.
-    #[error("the replica is being stopped")]
-    Stopping,
-    /// The idempotency key was used with another body.
-    #[error("the idempotency key was used with another body")]
-    IdempotencyMismatch,
-    /// The database refused the jobs; trying again does not help. For the log, not for the client.
-    #[error("the database refused the jobs: {0}")]
-    Rejected(String),
-}
 
 type Answer = Result<SubmitResult, SubmitError>;
 

@@ -116,9 +116,8 @@ fn one_process_on_sqlite_ends_each_of_20_000_jobs_once() {
 fn high_lane_jobs_behind_10_000_low_ones_start_first() {
     for site in [Site::postgres_and_redis(), Site::sqlite()] {
         let _machine = load_the_machine();
-        let handlers = format!("[gate]\n{}\n[quick]\nlog = true\n", site.gate("gate"));
-        let settings = site.settings().with("TRILANE_HANDLERS", site.file("handlers.toml", &handlers)).with("TRILANE_WORKERS", 1);
-        let process = site.start(&settings);
+        let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate"));
+        let process = site.start(&settings.with("TRILANE_WORKERS", 1));
         let gate = process.enqueue_one(json!({ "type": "gate" }));
         process.wait_for_status(&[gate], "running");
         for _ in 0..10 {

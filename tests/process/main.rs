@@ -15,6 +15,7 @@ mod trilane;
 #[path = "../support/upstream.rs"]
 mod upstream;
 
+mod busy;
 mod cli;
 mod crash;
 mod idle;

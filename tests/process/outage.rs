@@ -65,9 +65,8 @@ fn jobs_are_taken_and_run_while_redis_is_killed_and_after_it_is_back_empty() {
 fn an_outage_of_the_database_costs_no_job_and_no_attempt() {
     let site = Site::postgres_and_redis();
     let (proxy, connection_string) = site.proxy();
-    let handlers = site.file("handlers.toml", &format!("[gate]\n{}\n[quick]\nlog = true\n", site.gate("gate")));
-    let settings = site.settings().with("DB_CONNECTION", connection_string).with("TRILANE_HANDLERS", handlers);
-    let process = site.start(&settings.with("TRILANE_DB_WAIT_SECONDS", 1));
+    let settings = site.settings().with("DB_CONNECTION", connection_string).with("TRILANE_DB_WAIT_SECONDS", 1);
+    let process = site.start(&settings.with("TRILANE_HANDLERS", site.gate_handlers("gate")));
     let quick = json!({ "type": "quick" });
     let gate = process.enqueue_one(json!({ "type": "gate", "max_retries": 0 }));
     let done = process.enqueue(&vec![quick.clone(); 20]);

@@ -39,8 +39,7 @@ fn a_call_repeated_with_its_idempotency_key_at_another_process_gets_the_first_an
 #[test]
 fn a_unique_key_is_refused_at_every_process_until_its_job_has_ended() {
     let site = Site::postgres_and_redis();
-    let handlers = site.file("gate.toml", &format!("[gate]\n{}\n", site.gate("gate")));
-    let settings = site.settings().with("TRILANE_HANDLERS", handlers);
+    let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate"));
     let (one, other) = (site.start(&settings), site.start(&settings));
     let job = json!({ "type": "gate", "unique_key": "report of May" });
     let id = one.enqueue_one(job.clone());
@@ -59,10 +58,9 @@ fn a_unique_key_is_refused_at_every_process_until_its_job_has_ended() {
 #[test]
 fn cancelling_a_running_job_ends_its_command_on_another_process() {
     let site = Site::postgres_and_redis();
-    let handlers = site.file("gate.toml", &format!("[gate]\n{}\n", site.gate("gate")));
     // A worker asks after its jobs three times a lease.
     let settings = site.settings().with("TRILANE_LEASE_SECONDS", 3).with("TRILANE_DB_WAIT_SECONDS", 1);
-    let settings = settings.with("TRILANE_HANDLERS", handlers);
+    let settings = settings.with("TRILANE_HANDLERS", site.gate_handlers("gate"));
     let api = site.start(&settings.clone().with("TRILANE_ROLE", "api"));
     let worker = site.start(&settings.with("TRILANE_ROLE", "worker"));
     let id = api.enqueue_one(json!({ "type": "gate", "unique_key": "one at a time" }));

@@ -3,41 +3,20 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::busy::Busy;
 use super::site::Site;
-use super::trilane::{SOON, Settings, Trilane, wait_until};
+use super::trilane::{SOON, wait_until};
 
 /// The lease of a process that is not told otherwise. What goes quicker was not waiting for it.
 const LEASE: Duration = Duration::from_secs(30);
-
-/// A process whose two workers are held by jobs at the gate, and that has claimed 40 quick jobs besides.
-fn with_40_jobs_buffered(site: &Site, settings: &Settings, gated: &[Value; 2]) -> (Trilane, Vec<String>, Vec<String>) {
-    let handlers = format!("[gate]\n{}\n[quick]\nlog = true\n", site.gate("gate"));
-    let handlers = site.file("gate.toml", &handlers);
-    let process = site.start(&settings.clone().with("TRILANE_HANDLERS", handlers).with("TRILANE_WORKERS", 2));
-    // Only a process that knows its jobs to be short claims more of them than it has idle workers.
-    let known = process.enqueue(&vec![json!({ "type": "quick" }); 50]);
-    process.wait_for_status(&known, "completed");
-
-    let jobs = [&gated[..], &vec![json!({ "type": "quick" }); 40]].concat();
-    let mut ids = process.enqueue(&jobs);
-    site.wait_for_jobs(SOON, 42, "Status = 'running'");
-    let quick = ids.split_off(2);
-    (process, ids, quick)
-}
-
-/// The settings of a process that does everything at once.
-fn quick_handlers(site: &Site) -> Settings {
-    site.settings().with("TRILANE_HANDLERS", site.file("quick.toml", "[\"*\"]\nlog = true\n"))
-}
 
 #[test]
 fn a_stop_gives_back_what_is_buffered_and_completes_what_runs() {
     let site = Site::postgres_and_redis();
     let api = site.start(&site.settings().with("TRILANE_ROLE", "api"));
-    let gate = json!({ "type": "gate" });
-    let (mut process, gated, quick) = with_40_jobs_buffered(&site, &site.settings(), &[gate.clone(), gate]);
+    let Busy { mut process, gated, buffered } = Busy::start(&site, &site.settings());
 
     process.signal("TERM");
     site.wait_for_jobs(SOON, 40, "Status = 'queued' and RetryCount = 0 and StartedAt is null");
@@ -53,16 +32,15 @@ fn a_stop_gives_back_what_is_buffered_and_completes_what_runs() {
     assert_eq!(site.jobs("Status = 'queued' and RetryCount = 0"), 41, "nothing was begun after the signal");
     assert_eq!(site.number("select count(*) from Leases"), 0);
 
-    let other = site.start(&quick_handlers(&site));
-    other.wait_for_status(&[quick, vec![late]].concat(), "completed");
+    let other = site.start(&site.settings().with("TRILANE_HANDLERS", site.quick_handlers()));
+    other.wait_for_status(&[buffered, vec![late]].concat(), "completed");
     assert_eq!(site.number("select count(*) from JobAttempts"), 0, "no attempt was consumed");
 }
 
 #[test]
 fn a_stop_on_sqlite_leaves_buffered_jobs_to_the_next_start() {
     let site = Site::sqlite();
-    let gate = json!({ "type": "gate" });
-    let (mut process, gated, quick) = with_40_jobs_buffered(&site, &site.settings(), &[gate.clone(), gate]);
+    let Busy { mut process, gated, buffered } = Busy::start(&site, &site.settings());
 
     process.signal("INT");
     site.wait_for_jobs(SOON, 40, "Status = 'queued' and RetryCount = 0");
@@ -70,8 +48,8 @@ fn a_stop_on_sqlite_leaves_buffered_jobs_to_the_next_start() {
     assert_eq!(process.wait_for_exit(SOON), 0);
     assert_eq!(site.jobs("Status = 'queued'"), 40);
 
-    let next = site.start(&quick_handlers(&site));
-    next.wait_for_status(&[gated, quick].concat(), "completed");
+    let next = site.start(&site.settings().with("TRILANE_HANDLERS", site.quick_handlers()));
+    next.wait_for_status(&[gated, buffered].concat(), "completed");
     assert_eq!(site.number("select count(*) from JobAttempts"), 0);
 }
 
@@ -79,12 +57,11 @@ fn a_stop_on_sqlite_leaves_buffered_jobs_to_the_next_start() {
 fn a_job_that_outlives_the_drain_time_runs_on_another_replica_at_once() {
     assert!(SOON < LEASE);
     let site = Site::postgres_and_redis();
-    let handlers = site.file("gate.toml", &format!("[long]\n{}\n", site.gate("gate")));
-    let settings = site.settings().with("TRILANE_HANDLERS", handlers).with("TRILANE_DRAIN_SECONDS", 1);
+    let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 1);
     let mut process = site.start(&settings);
-    let id = process.enqueue_one(json!({ "type": "long", "max_retries": 0 }));
+    let id = process.enqueue_one(json!({ "type": "gate", "max_retries": 0 }));
     wait_until(SOON, "the command runs", || site.commands_at_gate("gate") > 0);
-    let other = site.start(&quick_handlers(&site));
+    let other = site.start(&site.settings().with("TRILANE_HANDLERS", site.quick_handlers()));
 
     process.signal("TERM");
 
@@ -97,9 +74,9 @@ fn a_job_that_outlives_the_drain_time_runs_on_another_replica_at_once() {
 #[test]
 fn a_second_signal_leaves_at_once() {
     let site = Site::sqlite();
-    let handlers = site.file("gate.toml", &format!("[long]\n{}\n", site.gate("gate")));
-    let mut process = site.start(&site.settings().with("TRILANE_HANDLERS", handlers).with("TRILANE_DRAIN_SECONDS", 600));
-    let id = process.enqueue_one(json!({ "type": "long" }));
+    let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 600);
+    let mut process = site.start(&settings);
+    let id = process.enqueue_one(json!({ "type": "gate" }));
     process.wait_for_status(&[id], "running");
 
     process.signal("TERM");

@@ -47,7 +47,7 @@ impl Site {
         Site { database: TestStore::new(dialect), redis, folder }
     }
 
-    /// How a process finds the stores. Retries come quickly.
+    /// How a process finds the stores, and everything else by default, but that retries come quickly.
     pub(crate) fn settings(&self) -> Settings {
         let settings = Settings::default()
             .with("DB_CONNECTION", &self.database.connection_string)
@@ -92,20 +92,27 @@ impl Site {
         path.display().to_string()
     }
 
-    /// A command that runs until the gate of that name is opened, or the test is over. For a handlers file.
-    pub(crate) fn gate(&self, name: &str) -> String {
-        let path = self.folder.join(name);
-        fs::write(&path, "").expect("the gate is closed");
-        format!(r#"command = ["sh", "-c", "while [ -e {} ]; do sleep 0.05; done"]"#, path.display())
+    /// A handlers file under which jobs of every type are done at once.
+    pub(crate) fn quick_handlers(&self) -> String {
+        self.file("quick.toml", "[\"*\"]\nlog = true\n")
     }
 
-    pub(crate) fn open_gate(&self, name: &str) {
-        fs::remove_file(self.folder.join(name)).expect("the gate was closed");
+    /// A handlers file under which jobs of the type `gate` run a command until that gate is opened, or the test is over. Those of every
+    /// other type are done at once.
+    pub(crate) fn gate_handlers(&self, gate: &str) -> String {
+        let path = self.file(gate, "");
+        let command = format!("while [ -e {path} ]; do sleep 0.05; done");
+        let text = format!("[{gate}]\ncommand = [\"sh\", \"-c\", {command:?}]\n[\"*\"]\nlog = true\n");
+        self.file(&format!("{gate}.toml"), &text)
+    }
+
+    pub(crate) fn open_gate(&self, gate: &str) {
+        fs::remove_file(self.folder.join(gate)).expect("the gate was closed");
     }
 
     /// Processes of the command that waits at the gate.
-    pub(crate) fn commands_at_gate(&self, name: &str) -> usize {
-        let path = self.folder.join(name).display().to_string();
+    pub(crate) fn commands_at_gate(&self, gate: &str) -> usize {
+        let path = self.folder.join(gate).display().to_string();
         let processes = fs::read_dir("/proc").expect("Linux").map_while(Result::ok);
         let waits = |process: &fs::DirEntry| {
             // What is no process has no command line, and neither has one that has ended.

@@ -1,0 +1,136 @@
+//! From the lanes to the workers and back: claims, outcomes, and what is given back.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Lifecycle, in_ms};
+use crate::job::{ClaimedJob, Lane, Seq, Token};
+use crate::queue::QueueError;
+use crate::store::{BATCH_MAX, Outcome, Released, StoreError};
+
+/// Jobs that were claimed together.
+#[derive(Clone, Debug, Default)]
+pub struct Popped {
+    /// The lane they came from: their own, or the high one after the starvation guard.
+    pub lane: Lane,
+    /// In the order in which they are to run.
+    pub jobs: Vec<ClaimedJob>,
+    /// Until when this replica may count on the lease, by its own clock; `None` where nothing was claimed.
+    pub valid_until: Option<Instant>,
+    /// Whether the lane ran empty although more is due, so that the scheduler should be woken.
+    pub drained: bool,
+}
+
+impl Lifecycle {
+    /// Takes ids from the lanes, up to the room of each, and claims their jobs. `Ok(None)`: Redis is away.
+    ///
+    /// Crash window "popped, not yet claimed": as if the id had never been pushed.
+    ///
+    /// # Errors
+    /// As [`Store::claim`]; ids that were popped are given back to dispatch where the database still takes that.
+    pub fn claim_from_lanes(&self, room: &[(Lane, usize)], wait: Duration) -> Result<Option<Popped>, StoreError> {
+        let popped = match self.lanes.pop(room, wait) {
+            Ok(popped) => popped,
+            Err(error) => {
+                self.note_lanes_error(&error);
+                return Ok(None);
+            }
+        };
+        let Some((lane, seqs)) = popped else { return Ok(Some(Popped::default())) };
+        let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
+        let drained = seqs.len() < asked && self.cut[lane.index()].load(Ordering::Relaxed);
+        let valid_until = Instant::now() + self.policy.lease;
+        let jobs = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                // Not lost, only late: the row says dispatched, the lane has it again.
+                if let Err(error) = self.lanes.push_front(lane, &seqs) {
+                    self.note_lanes_error(&error);
+                }
+                return Err(error);
+            }
+        };
+        Ok(Some(Popped { lane, jobs, valid_until: Some(valid_until), drained }))
+    }
+
+    /// Claims straight from the table, the lane's jobs that no lane has: the way while Redis is away.
+    ///
+    /// # Errors
+    /// As [`Store::claim_next`].
+    pub fn claim_from_table(&self, lane: Lane, count: usize) -> Result<Popped, StoreError> {
+        let valid_until = Instant::now() + self.policy.lease;
+        let claim = self.store.claim_next(lane, count, self.policy.replica, self.policy.lease)?;
+        self.bury_odd(&claim.odd)?;
+        Ok(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained: false })
+    }
+
+    /// Gives back jobs that this replica claimed without learning of it.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn release_unknown(&self, known: &[Token]) -> Result<(), StoreError> {
+        let released = self.store.release_unknown(self.policy.replica, known)?;
+        self.push_front(&released);
+        Ok(())
+    }
+
+    /// Gives claimed jobs back, their attempt not consumed; they run next, here or elsewhere.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn release(&self, held: &[(Seq, Token)]) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for held in held.chunks(BATCH_MAX) {
+            let released = self.store.release(held, self.policy.replica)?;
+            self.push_front(&released);
+            count += released.len();
+        }
+        Ok(count)
+    }
+
+    fn push_front(&self, released: &[Released]) {
+        for lane in Lane::ALL {
+            let mut seqs: Vec<Seq> = released.iter().filter(|job| job.lane == lane).map(|job| job.seq).collect();
+            seqs.sort_unstable();
+            if seqs.is_empty() {
+                continue;
+            }
+            let pushed = if self.policy.lanes_are_shared {
+                self.lanes.push_front(lane, &seqs)
+            } else {
+                Err(no_lanes())
+            };
+            if let Err(error) = pushed {
+                if self.policy.lanes_are_shared {
+                    self.note_lanes_error(&error);
+                }
+                if let Err(error) = self.store.recall(&seqs) {
+                    log::debug!(error:% = error; "released ids could not be recalled");
+                }
+            }
+        }
+    }
+
+    /// Stores outcomes. Returns the jobs whose outcome was accepted.
+    ///
+    /// Crash window "handler done, outcome not yet written": the lease runs out and the job runs again; the token refuses a late writer.
+    ///
+    /// # Errors
+    /// As [`Store::finish`]; the call can be repeated.
+    pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<Seq>, StoreError> {
+        let horizon = self.horizon_ms().map(Duration::from_millis);
+        let accepted = self.store.finish(outcomes, self.policy.replica, horizon)?;
+        let lanes: HashMap<Seq, Lane> = outcomes.iter().map(|outcome| (outcome.seq, outcome.lane)).collect();
+        for accepted in &accepted {
+            if let (Some(ms), Some(lane)) = (accepted.due_in_ms, lanes.get(&accepted.seq)) {
+                self.timers.add(in_ms(ms), *lane, accepted.seq);
+            }
+        }
+        Ok(accepted.into_iter().map(|accepted| accepted.seq).collect())
+    }
+}
+
+fn no_lanes() -> QueueError {
+    QueueError::Unavailable("the lanes are not shared".into())
+}

@@ -1,0 +1,106 @@
+//! Taking back what a crash left: ids that got lost, timers of dead replicas, leases that ran out.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Lifecycle, REPLICA_DEAD_AFTER, lock};
+use crate::job::{Lane, Seq};
+use crate::retry::Verdict;
+use crate::store::{BATCH_MAX, Expired, StoreError};
+
+/// An id may be on its way between a lane and its claim for this long before it counts as lost.
+const LOST_GRACE: Duration = Duration::from_secs(10);
+
+impl Lifecycle {
+    /// Gives back to dispatch what was dispatched and is in no lane any more. `deep` also looks at what was dispatched within the last day,
+    /// once at a start.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn recall_lost(&self, deep: bool) -> Result<(), StoreError> {
+        if self.lanes_are_away() {
+            return self.recall_all(); // So that the feeders find it in the table.
+        }
+        if !self.policy.lanes_are_shared {
+            return Ok(()); // Lanes in the process lose nothing while it lives; at its start `watch_lanes` recalls all.
+        }
+        let state = match self.lanes.state() {
+            Ok(state) => state,
+            Err(error) => {
+                self.note_lanes_error(&error);
+                return Ok(());
+            }
+        };
+        for (lane, state) in Lane::ALL.into_iter().zip(state) {
+            let head = if state.len == 0 {
+                None
+            } else {
+                Some(state.head.unwrap_or(Seq(0)))
+            };
+            while self.store.recall_lost(lane, head, LOST_GRACE, deep)? == BATCH_MAX {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn recall_all(&self) -> Result<(), StoreError> {
+        for lane in Lane::ALL {
+            while self.store.recall_lost(lane, None, Duration::ZERO, false)? == BATCH_MAX {}
+        }
+        Ok(())
+    }
+
+    /// Shows this replica as alive. Returns whether the scheduler has something to see to.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn beat(&self, holds: usize) -> Result<bool, StoreError> {
+        let beat = self.store.beat(self.policy.replica, &self.policy.replica_name, holds, REPLICA_DEAD_AFTER)?;
+        self.leases_expired.fetch_or(beat.leases_expired, Ordering::AcqRel);
+        self.replicas_dead.fetch_or(beat.replicas_dead, Ordering::AcqRel);
+        Ok(beat.leases_expired || beat.replicas_dead)
+    }
+
+    /// The database is back after an outage: for the length of one lease no lease is ended, for their replicas could not renew them either.
+    pub fn defer_expiry(&self) {
+        *lock(&self.no_expiry_before) = Instant::now() + self.policy.lease;
+    }
+
+    /// Takes over from dead replicas, where a beat has seen one (or this replica has just started): the ids in their timers, and (where each process has lanes of its own) in their lanes.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn take_over_from_dead(&self) -> Result<(), StoreError> {
+        if !self.replicas_dead.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if !self.policy.lanes_are_shared {
+            self.recall_all()?;
+        }
+        while self.store.recall_with_replica(REPLICA_DEAD_AFTER, None)? == BATCH_MAX {}
+        self.store.bury_replicas(REPLICA_DEAD_AFTER)?;
+        self.replicas_dead.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Ends leases that ran out, where a beat has seen one (or this replica has just started); their jobs count one failed attempt, by `verdict`. What retries is dispatched by the next tick.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn expire(&self, verdict: impl Fn(&Expired) -> Verdict) -> Result<usize, StoreError> {
+        let mut count = 0;
+        if !self.leases_expired.load(Ordering::Acquire) || Instant::now() < *lock(&self.no_expiry_before) {
+            return Ok(count);
+        }
+        loop {
+            let expired = self.store.expire(self.policy.replica, &verdict)?;
+            for job in &expired {
+                log::warn!(seq:% = job.seq, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
+            }
+            if expired.is_empty() {
+                self.leases_expired.store(false, Ordering::Release);
+                return Ok(count);
+            }
+            count += expired.len();
+        }
+    }
+}

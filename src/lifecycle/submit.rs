@@ -1,0 +1,157 @@
+//! From a call to the table: storing jobs, and handing on those that are due.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Lifecycle, in_ms};
+use crate::job::{Job, Lane, NewJob, Seq, Status};
+use crate::store::{Idempotency, KeyTaken, StoreError, Stored, Submitted};
+
+/// Jobs to be stored together, and the key under which the answer is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// At least one, checked.
+    pub jobs: Vec<NewJob>,
+    /// From the `Idempotency-Key` header.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Why nothing was stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many jobs wait for their commit already.
+    #[error("too many jobs wait for their commit")]
+    Overloaded,
+    /// The database cannot be used now.
+    #[error("the database is not available")]
+    Unavailable,
+    /// The commit did not come in time; it is not known whether it will.
+    #[error("the commit did not come in time")]
+    TimedOut,
+    /// The replica is being stopped.
+    #[error("the replica is being stopped")]
+    Stopping,
+    /// The idempotency key was used with another body.
+    #[error("the idempotency key was used with another body")]
+    IdempotencyMismatch,
+    /// The database refused the jobs; trying again does not help. For the log, not for the client.
+    #[error("the database refused the jobs: {0}")]
+    Rejected(String),
+}
+
+/// What one submission became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubmitResult {
+    /// One for each job, in their order.
+    pub results: Vec<Result<Job, KeyTaken>>,
+    /// Whether an earlier call with the same idempotency key stored them.
+    pub replayed: bool,
+}
+
+/// How submitting failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitFailure {
+    /// The idempotency key was used with another body.
+    #[error("the idempotency key was used with another body")]
+    IdempotencyMismatch,
+    /// The store's error.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Lifecycle {
+    /// Stores jobs and hands their ids on. When it returns, the jobs are committed.
+    ///
+    /// Crash window "after INSERT commit, before the push": rows look dispatched, ids are in no lane; [`Lifecycle::recall_lost`] finds them.
+    ///
+    /// # Errors
+    /// As [`Store::submit`].
+    pub fn submit(&self, jobs: &[&NewJob]) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
+        let results = self.store.submit(jobs, self.policy.replica, self.horizon_ms())?;
+        Ok(self.hand_on(jobs, results))
+    }
+
+    /// [`Lifecycle::submit`] for a call with an idempotency key.
+    ///
+    /// # Errors
+    /// [`SubmitFailure::IdempotencyMismatch`], or as [`Store::submit_once`].
+    pub fn submit_once(&self, jobs: &[&NewJob], idempotency: &Idempotency) -> Result<SubmitResult, SubmitFailure> {
+        match self.store.submit_once(jobs, idempotency, self.policy.replica, self.horizon_ms())? {
+            Submitted::Now(results) => Ok(SubmitResult { results: self.hand_on(jobs, results), replayed: false }),
+            Submitted::Before(results) => Ok(SubmitResult { results: self.as_they_are_now(results)?, replayed: true }),
+            Submitted::Mismatch => Err(SubmitFailure::IdempotencyMismatch),
+        }
+    }
+
+    /// How far ahead a job that is stored now counts as dispatched by this replica: not at all where no lane would take it.
+    pub(super) fn horizon_ms(&self) -> Option<u64> {
+        if self.is_fed_by_table() {
+            return None;
+        }
+        Some(u64::try_from(self.horizon().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn horizon(&self) -> Duration {
+        if self.timers.has_room() {
+            self.policy.tick
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    pub(super) fn hand_on(
+        &self,
+        jobs: &[&NewJob],
+        results: Vec<Result<Stored, KeyTaken>>,
+    ) -> Vec<Result<Job, KeyTaken>> {
+        let mut now: Vec<(Lane, Vec<Seq>)> = Lane::ALL.map(|lane| (lane, Vec::new())).into();
+        for (job, result) in jobs.iter().zip(&results) {
+            match result {
+                Ok(Stored { seq, due_in_ms: Some(0), .. }) => now[job.lane.index()].1.push(*seq),
+                Ok(Stored { seq, due_in_ms: Some(ms), .. }) => self.timers.add(in_ms(*ms), job.lane, *seq),
+                Ok(Stored { due_in_ms: None, .. }) | Err(_) => {}
+            }
+        }
+        now.retain(|(_, seqs)| !seqs.is_empty());
+        self.push(&now);
+        jobs.iter().zip(results).map(|(job, result)| result.map(|stored| stored_job(job, &stored))).collect()
+    }
+
+    pub(super) fn as_they_are_now(
+        &self,
+        results: Vec<Result<Uuid, KeyTaken>>,
+    ) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
+        let ids: Vec<Uuid> = results.iter().filter_map(|result| result.ok()).collect();
+        let mut jobs: HashMap<Uuid, Job> = self.store.jobs_by_id(&ids)?.into_iter().map(|job| (job.id, job)).collect();
+        let results = results.into_iter().filter_map(|result| match result {
+            // A job that was pruned since is left out: its call was long ago.
+            Ok(id) => jobs.remove(&id).map(Ok),
+            Err(taken) => Some(Err(taken)),
+        });
+        Ok(results.collect())
+    }
+}
+
+/// The row that a submitted job became.
+fn stored_job(job: &NewJob, stored: &Stored) -> Job {
+    Job {
+        id: job.id,
+        seq: stored.seq,
+        job_type: job.job_type.clone(),
+        payload: job.payload.clone(),
+        priority: job.lane.to_string(),
+        max_retries: i64::from(job.max_retries),
+        retry_count: 0,
+        status: Status::Queued.to_string(),
+        created_at: stored.created_at,
+        updated_at: stored.created_at,
+        run_at: stored.run_at,
+        started_at: None,
+        finished_at: None,
+        timeout_ms: job.timeout.and_then(|timeout| i64::try_from(timeout.as_millis()).ok()),
+        unique_key: job.unique_key.clone(),
+        last_error: None,
+    }
+}
