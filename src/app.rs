@@ -29,6 +29,8 @@ use crate::wake::{Wake, left_until};
 
 pub use open::{open_lanes, open_store};
 
+/// A thread that has ended no round for this long is stuck: no call to a store takes as long, unless the store stands still.
+const STUCK_AFTER: Duration = Duration::from_mins(15);
 /// How long requests under way may take at a stop.
 const HTTP_STOP_WAIT: Duration = Duration::from_secs(5);
 /// How long handlers may take to return once they are told to stop: a command is killed 2 s after it was asked to end.
@@ -75,6 +77,7 @@ struct Running {
     deadlines: Thread,
     workers: Arc<Workers>,
     outcomes: Outcomes,
+    metrics: Arc<Metrics>,
 }
 
 impl Service {
@@ -163,7 +166,7 @@ impl Service {
         };
         notify(sd_notify::NotifyState::Ready);
         while stop_asked.recv_timeout(every) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-            if watchdog {
+            if watchdog && !self.scheduler.is_stuck(STUCK_AFTER) && !self.keeper.is_stuck(STUCK_AFTER) {
                 notify(sd_notify::NotifyState::Watchdog);
             }
         }
@@ -250,12 +253,13 @@ impl Running {
             feeder: threads::start(feeder, Arc::new(Wake::default()), Arc::clone(database))?,
             workers,
             outcomes,
+            metrics: Arc::clone(metrics),
         })
     }
 
     fn stop(self, lifecycle: &Lifecycle, held: &Held, drained: Instant) {
         self.feeder.join(Instant::now() + LAST_WRITES_WAIT);
-        give_back(lifecycle, held, held.close(), "claimed jobs that were not begun were given back");
+        give_back(lifecycle, &self.metrics, held, held.close(), "claimed jobs that were not begun were given back");
         if !self.workers.join(drained) {
             log::info!(jobs = self.workers.running(); "the drain time is over; running jobs are told to stop");
             self.workers.release_all();
@@ -269,16 +273,19 @@ impl Running {
         // With the last way to it gone, the finisher learns at once that nothing more will come.
         drop((self.workers, self.outcomes));
         self.finisher.join(last_writes);
-        give_back(lifecycle, held, held.unsettled(), "unfinished jobs were given back");
+        give_back(lifecycle, &self.metrics, held, held.unsettled(), "unfinished jobs were given back");
     }
 }
 
-fn give_back(lifecycle: &Lifecycle, held: &Held, jobs: Vec<(crate::job::Seq, crate::job::Token)>, what: &str) {
+fn give_back(lifecycle: &Lifecycle, metrics: &Metrics, held: &Held, jobs: Vec<(crate::job::Seq, crate::job::Token)>, what: &str) {
     if jobs.is_empty() {
         return;
     }
     match lifecycle.release(&jobs) {
-        Ok(count) => log::info!(jobs = count; "{what}"),
+        Ok(count) => {
+            Metrics::add(&metrics.released, count);
+            log::info!(jobs = count; "{what}");
+        }
         Err(error) => {
             log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out")
         }

@@ -121,8 +121,9 @@ fn a_payload_of_256_kib_of_emoji_comes_back_unchanged() {
 #[test]
 fn payloads_too_long_for_one_statement_together_are_stored_in_order() {
     on_every_dialect(|store| {
-        let jobs: Vec<NewJob> =
-            (0..10).map(|n| NewJob::new("big", format!("{{\"n\":{n},\"text\":\"{}\"}}", "ä".repeat(150_000)))).collect();
+        let jobs: Vec<NewJob> = (0..10)
+            .map(|n| NewJob::new("big", format!("{{\"n\":{n},\"text\":\"{}\"}}", "ä".repeat(150_000))))
+            .collect();
 
         submit(store, &jobs);
 
@@ -799,7 +800,8 @@ fn outcomes_are_counted_by_lane_and_type() {
         let fresh = TestStore::new(dialect);
         let store = &fresh.store;
         store.migrate().expect("migrated");
-        let finished = [("x", Verdict::Complete), ("X", Verdict::Complete), ("x", bury()), ("x", retry(Duration::ZERO))];
+        let finished =
+            [("x", Verdict::Complete), ("X", Verdict::Complete), ("x", bury()), ("x", retry(Duration::ZERO))];
         let outcomes = finished.map(|(job_type, verdict)| {
             outcome(&claim_one(store, submit_one(store, NewJob::new(job_type, "{}"))), verdict)
         });
@@ -854,7 +856,8 @@ fn a_database_of_the_original_is_taken_over_without_losing_a_row() {
         store.migrate().expect("taken over");
 
         let jobs = store.jobs(&JobFilter::default(), None, 10).expect("read");
-        let read: Vec<(Uuid, &str, i64)> = jobs.iter().map(|job| (job.id, job.status.as_str(), job.retry_count)).collect();
+        let read: Vec<(Uuid, &str, i64)> =
+            jobs.iter().map(|job| (job.id, job.status.as_str(), job.retry_count)).collect();
         let expected = [
             (ids[1], "queued", 1),
             (ids[2], "completed", 0),
@@ -898,7 +901,12 @@ fn a_database_of_the_original_is_taken_over_without_losing_a_row() {
 /// The tables of the original system. On SQL Server, where it ran: with the sloppiness that its script may have had.
 fn original_tables(dialect: Dialect) -> Vec<String> {
     let (id, text, time, more) = match dialect {
-        Dialect::Mssql => ("UNIQUEIDENTIFIER PRIMARY KEY DEFAULT NEWID()", "NVARCHAR(MAX)", "DATETIME DEFAULT GETDATE()", ", Note VARCHAR(9) DEFAULT 'kept'"),
+        Dialect::Mssql => (
+            "UNIQUEIDENTIFIER PRIMARY KEY DEFAULT NEWID()",
+            "NVARCHAR(MAX)",
+            "DATETIME DEFAULT GETDATE()",
+            ", Note VARCHAR(9) DEFAULT 'kept'",
+        ),
         Dialect::Postgres => ("UUID PRIMARY KEY DEFAULT gen_random_uuid()", "TEXT", "TIMESTAMP DEFAULT now()", ""),
         Dialect::Sqlite => ("TEXT PRIMARY KEY", "TEXT", "DATETIME DEFAULT CURRENT_TIMESTAMP", ""),
     };

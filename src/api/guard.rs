@@ -40,7 +40,7 @@ impl Guard {
 
     fn check_token(&self, headers: &Headers) -> Result<(), Problem> {
         let Some(authorization) = headers.get("Authorization") else {
-            let detail = "send one of the server's API_TOKENS in the header Authorization: Bearer <token>";
+            let detail = "send one of the server's TRILANE_API_TOKENS in the header Authorization: Bearer <token>";
             return Err(unauthorized(detail, "Bearer realm=\"trilane\""));
         };
         let token = authorization
@@ -50,7 +50,7 @@ impl Guard {
         if token.is_some_and(|token| self.knows(token)) {
             Ok(())
         } else {
-            let detail = "the token is none of the server's API_TOKENS; send Authorization: Bearer <token>";
+            let detail = "the token is none of the server's TRILANE_API_TOKENS; send Authorization: Bearer <token>";
             Err(unauthorized(detail, "Bearer realm=\"trilane\", error=\"invalid_token\""))
         }
     }
@@ -78,7 +78,7 @@ fn check_host(headers: &Headers) -> Result<(), Problem> {
         Some(host) => Err(Problem::new(
             Kind::Forbidden,
             format!(
-                "without API_TOKENS the header Host must be localhost, 127.0.0.1 or [::1], got {host:?}; set API_TOKENS, or let \
+                "without TRILANE_API_TOKENS the header Host must be localhost, 127.0.0.1 or [::1], got {host:?}; set TRILANE_API_TOKENS, or let \
                  the proxy in front send Host: localhost"
             ),
         )),

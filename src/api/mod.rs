@@ -64,8 +64,14 @@ impl Api {
     fn route(&self, request: &mut Request<'_>) -> Result<Answer, Problem> {
         let (path, query) = routes::split_target(request.target);
         let found = routes::find(path, request.method, self.options.probes_only);
+        // Probes are open, and so are the counters of a worker, which serves nothing else and may listen off loopback without tokens.
+        let is_open = match &found {
+            Ok(Route::Health | Route::Ready) => true,
+            Ok(Route::Metrics) => self.options.probes_only && self.options.tokens.is_empty(),
+            _ => false,
+        };
         // What is wrong with the path is told to those alone who may ask.
-        if !matches!(found, Ok(Route::Health | Route::Ready)) {
+        if !is_open {
             self.guard.check(request.headers)?;
         }
         let route = found?;

@@ -112,7 +112,7 @@ pub(super) fn open_api() -> Answer {
 }
 
 fn no_job(id: Uuid) -> Problem {
-    Problem::new(Kind::NotFound, format!("there is no job {id}; done jobs are removed after RETENTION_DAYS"))
+    Problem::new(Kind::NotFound, format!("there is no job {id}; done jobs are removed after TRILANE_RETENTION_DAYS"))
 }
 
 #[cfg(test)]

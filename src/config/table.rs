@@ -107,7 +107,7 @@ pub const SETTINGS: &[Setting] = &[
     secret("REDIS_URL", "1 to 2,048 characters, redis://…, rediss://… or unix://…",
         "The hand-off buffer that processes share; without it the lanes live in the process"),
     row("TRILANE_REDIS_PREFIX", "", "", "1 to 64 characters of A-Za-z0-9._:-{}",
-        "Put before every key; Redis Cluster needs a hash tag such as `{trilane}:`"),
+        "Put before every key, so that several installations can share one Redis"),
 
     // HTTP.
     row("TRILANE_HTTP_ADDR", "", "127.0.0.1:8080", "an IP address and port, such as 127.0.0.1:8080 or [::]:8080",
@@ -133,7 +133,7 @@ pub const SETTINGS: &[Setting] = &[
         "What this process does: serve the API, run jobs, or both. Different roles need the same database; without \
          `REDIS_URL` the workers poll it"),
     row("TRILANE_REPLICA_NAME", "", "", "1 to 100 characters of A-Za-z0-9._:-",
-        "Name of this process in the dashboard and logs; without it, host name and process id"),
+        "Name of this process in the table Replicas and in logs; without it, host name and process id"),
     row("TRILANE_WORKERS", "threads", "10", "1 to 1,000",
         "Jobs that this process runs at once"),
     row("TRILANE_HANDLERS", "", "", "1 to 4,000 characters",

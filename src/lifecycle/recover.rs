@@ -94,7 +94,7 @@ impl Lifecycle {
         loop {
             let expired = self.store.expire(self.policy.replica, &verdict)?;
             for job in &expired {
-                log::warn!(seq:% = job.seq, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
+                log::warn!(job:% = job.id, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
             }
             if expired.is_empty() {
                 self.leases_expired.store(false, Ordering::Release);

@@ -99,7 +99,8 @@ impl Batch<'_> {
 }
 
 pub(super) fn json(value: &(impl Serialize + ?Sized)) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(format!("a batch cannot be written as JSON: {error}")))
+    serde_json::to_string(value)
+        .map_err(|error| StoreError::Corrupt(format!("a batch cannot be written as JSON: {error}")))
 }
 
 #[cfg(test)]
@@ -113,7 +114,8 @@ mod tests {
 
             let put = ["a\"", "🦀", "", "b"].map(|text| texts.put(text));
 
-            let places = [Text::Beside(1, 2), Text::Beside(3, crab), Text::Beside(3 + crab, 0), Text::Beside(3 + crab, 1)];
+            let places =
+                [Text::Beside(1, 2), Text::Beside(3, crab), Text::Beside(3 + crab, 0), Text::Beside(3 + crab, 1)];
             assert_eq!(put, places);
             let batch = texts.batch(&put[..2]).expect("JSON");
             assert_eq!((batch.rows.as_str(), batch.texts), (format!("[[1,2],[3,{crab}]]").as_str(), Some("a\"🦀b")));

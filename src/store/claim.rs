@@ -39,7 +39,13 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::claim`].
-    pub fn claim_next(&self, lane: Lane, count: usize, replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
+    pub fn claim_next(
+        &self,
+        lane: Lane,
+        count: usize,
+        replica: ReplicaId,
+        lease: Duration,
+    ) -> Result<Claim, StoreError> {
         let lane = Param::Text(lane.as_str());
         if self.read(|session| waiting(session, "next", &[lane, limit(1)]))?.seen == 0 {
             return Ok(Claim::default());
@@ -48,13 +54,22 @@ impl Store {
             let found = waiting(session, "next", &[lane, limit(count.min(BATCH_MAX))])?;
             // Marked as dispatched on the way, which also makes regular what plain SQL wrote.
             super::dispatch::mark_dispatched(session, &found.regular, replica)?;
-            let jobs = if found.regular.is_empty() { Vec::new() } else { claim(session, &found.regular, replica, lease)? };
+            let jobs = if found.regular.is_empty() {
+                Vec::new()
+            } else {
+                claim(session, &found.regular, replica, lease)?
+            };
             Ok(Claim { jobs, odd: found.odd })
         })
     }
 }
 
-fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Vec<ClaimedJob>, StoreError> {
+fn claim(
+    session: &mut Session,
+    seqs: &[Seq],
+    replica: ReplicaId,
+    lease: Duration,
+) -> Result<Vec<ClaimedJob>, StoreError> {
     let list = id_list(session.dialect(), seqs.iter().map(|seq| seq.0));
     let list = Param::Text(&list);
     let covered = json_list(seqs)?;
@@ -78,7 +93,15 @@ fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duratio
         let [a, b, covered] = begin;
         let postgres = [a, b, covered, replica, list, early];
         let mssql = [a, b, covered, early];
-        session.query("claim", if session.dialect() == Dialect::Postgres { &postgres } else { &mssql }, keep)?;
+        session.query(
+            "claim",
+            if session.dialect() == Dialect::Postgres {
+                &postgres
+            } else {
+                &mssql
+            },
+            keep,
+        )?;
     }
     Ok(seqs.iter().filter_map(|seq| claimed.remove(seq)).collect())
 }

@@ -117,7 +117,9 @@ mod tests {
 
     #[test]
     fn statements_are_split_at_their_headings_and_definitions_put_in() {
-        let texts = statements("-- define now: clock()\n\n-- one: does one.\n-- Params: none.\nselect {now};\n\n-- two: does two.\nselect 2\n");
+        let texts = statements(
+            "-- define now: clock()\n\n-- one: does one.\n-- Params: none.\nselect {now};\n\n-- two: does two.\nselect 2\n",
+        );
 
         assert_eq!(texts["one"], "select clock()");
         assert_eq!(texts["two"], "select 2");

@@ -1,5 +1,6 @@
 //! From the table to the lanes: finding what is due, marking it as dispatched, and taking back what got lost on the way.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::batch::json;
@@ -48,11 +49,13 @@ impl Store {
     /// # Errors
     /// As every call of the store.
     pub fn regularise(&self) -> Result<Vec<OddRow>, StoreError> {
-        if self.odd_lanes()?.is_empty() {
+        let before: HashSet<Seq> = self.odd_lanes()?.into_iter().map(|row| row.seq).collect();
+        if before.is_empty() {
             return Ok(Vec::new());
         }
         self.write_one(|session| session.execute("regularise", &[]))?;
-        self.odd_lanes()
+        // What came after the update is not odd, only not seen to yet.
+        Ok(self.odd_lanes()?.into_iter().filter(|row| before.contains(&row.seq)).collect())
     }
 
     fn odd_lanes(&self) -> Result<Vec<OddRow>, StoreError> {
@@ -71,7 +74,13 @@ impl Store {
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn dispatch(&self, lane: Lane, replica: ReplicaId, horizon: Duration, count: usize) -> Result<Dispatched, StoreError> {
+    pub fn dispatch(
+        &self,
+        lane: Lane,
+        replica: ReplicaId,
+        horizon: Duration,
+        count: usize,
+    ) -> Result<Dispatched, StoreError> {
         let count = count.min(BATCH_MAX);
         let lane = Param::Text(lane.as_str());
         // An idle replica asks one plain question, and opens no transaction for it.
@@ -101,7 +110,8 @@ impl Store {
                     Ok(())
                 })?;
                 if buried {
-                    let letter = super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
+                    let letter =
+                        super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
                     super::outcome::add_letters(session, &[letter])?;
                 }
                 Ok(())
@@ -121,10 +131,15 @@ impl Store {
         let head = Param::Int(head.map_or(-1, |seq| seq.0));
         let look_back = if deep { STANDSTILL_MAX } else { OPEN_TRANSACTION_MAX };
         let lane = Param::Text(lane.as_str());
-        let params = |count| [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(count)];
+        let params =
+            |count| [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(count)];
         // As in `dispatch`: nothing is lost but after a fault, so the question comes first.
         let is_any = !self.read(|session| lost(session, "lost", &params(1)))?.is_empty();
-        let recalled = if is_any { self.write(|session| recall(session, "lost", &params(BATCH_MAX)))? } else { 0 };
+        let recalled = if is_any {
+            self.write(|session| recall(session, "lost", &params(BATCH_MAX)))?
+        } else {
+            0
+        };
         if recalled < BATCH_MAX {
             self.write_one(|session| session.execute("swept", &[head, head, Param::Int(millis(grace)), lane]))?;
         }
@@ -163,7 +178,9 @@ impl Store {
     pub fn recall_with_replica(&self, dead_after: Duration, stopping: Option<ReplicaId>) -> Result<usize, StoreError> {
         let dead_after = Param::Int(millis(dead_after));
         let stopping = Param::Int(stopping.map_or(-1, |replica| replica.0));
-        self.write(|session| recall(session, "lost_with_replica", &[dead_after, dead_after, stopping, limit(BATCH_MAX)]))
+        self.write(|session| {
+            recall(session, "lost_with_replica", &[dead_after, dead_after, stopping, limit(BATCH_MAX)])
+        })
     }
 }
 

@@ -94,10 +94,12 @@ fn mssql_kind(native: i32) -> Option<Kind> {
         2601 | 2627 => Some(Kind::Conflict),
         // No memory or locks left, transaction log or disk full, database or server away, moving, starting or throttled; login
         // refused while it recovers.
-        233 | 596 | 601 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005 | 8645 | 8651 | 9002 | 10053 | 10054 | 10060
-        | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197 | 18401 | 18456 | 20003 | 20004 | 20006 | 20009 | 20047
-        | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613 | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109
-        | 49918 | 49919 | 49920 => Some(Kind::Unavailable),
+        233 | 596 | 601 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005
+        | 8645 | 8651 | 9002 | 10053 | 10054 | 10060 | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197
+        | 18401 | 18456 | 20003 | 20004 | 20006 | 20009 | 20047 | 40143 | 40197 | 40501 | 40540 | 40544 | 40549
+        | 40613 | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109 | 49918 | 49919 | 49920 => {
+            Some(Kind::Unavailable)
+        }
         _ => None,
     }
 }
@@ -109,7 +111,9 @@ fn postgres_kind(state: &str) -> Option<Kind> {
         "23505" => Some(Kind::Conflict),
         // Class 53: out of resources; 57: operator intervention, time-outs; 25006: a read-only standby; 25P03: idle in transaction
         // too long; 28: login refused, as when a password was just changed; 58: system error.
-        _ if ["53", "57", "58", "28"].iter().any(|class| state.starts_with(class)) || matches!(state, "25006" | "25P03") => {
+        _ if ["53", "57", "58", "28"].iter().any(|class| state.starts_with(class))
+            || matches!(state, "25006" | "25P03") =>
+        {
             Some(Kind::Unavailable)
         }
         _ => None,

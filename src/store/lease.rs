@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::claim::{lane, small};
 use super::dispatch::limit;
 use super::outcome::{Outcome, Pairs, Released, finish, release};
@@ -28,6 +30,8 @@ pub struct Beat {
 pub struct Expired {
     /// Arrival number.
     pub seq: Seq,
+    /// Public id.
+    pub id: Uuid,
     /// Selects the retry policy.
     pub job_type: String,
     /// Failed attempts so far.
@@ -98,7 +102,11 @@ impl Store {
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn expire(&self, replica: ReplicaId, verdict: impl Fn(&Expired) -> Verdict) -> Result<Vec<Expired>, StoreError> {
+    pub fn expire(
+        &self,
+        replica: ReplicaId,
+        verdict: impl Fn(&Expired) -> Verdict,
+    ) -> Result<Vec<Expired>, StoreError> {
         self.write(|session| {
             let mut taken = Vec::new();
             let leases = leases(session, "leases_expired", &[limit(EXPIRED_MAX)])?;
@@ -147,7 +155,11 @@ impl Store {
         let own = [Param::Int(replica.0), Param::Text(name), limit(holds)];
         let dead_after = Param::Int(millis(dead_after));
         let whole = [own[0], own[1], own[2], dead_after];
-        let params = if self.dialect == super::Dialect::Sqlite { &own[..] } else { &whole[..] };
+        let params = if self.dialect == super::Dialect::Sqlite {
+            &own[..]
+        } else {
+            &whole[..]
+        };
         let beat = |session: &mut Session| {
             let mut beat = Beat::default();
             session.change("beat", params, &[dead_after], |row| {
@@ -156,7 +168,11 @@ impl Store {
             })?;
             Ok(beat)
         };
-        if self.dialect == super::Dialect::Sqlite { self.write(beat) } else { self.write_one(beat) }
+        if self.dialect == super::Dialect::Sqlite {
+            self.write(beat)
+        } else {
+            self.write_one(beat)
+        }
     }
 
     /// Forgets replicas not seen for `dead_after`, once the ids in their timers are recalled.
@@ -205,7 +221,7 @@ fn running_under(
         let (seq, job_type, lane) = (Seq(row.int(1)?), row.text(2)?, lane(&row.text(3)?));
         let (retry_count, max_retries) = (small(row.int(4)?), small(row.int(5)?));
         let (id, unique_key) = (uuid(&row.text(6)?)?, row.maybe_text(7)?);
-        let expired = Expired { seq, job_type, retry_count, max_retries, replica: lease.replica };
+        let expired = Expired { seq, id, job_type, retry_count, max_retries, replica: lease.replica };
         outcomes.push(Outcome {
             seq,
             id,

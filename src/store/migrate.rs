@@ -117,7 +117,8 @@ fn batches(dialect: Dialect, text: &str) -> Vec<String> {
             batches.push(String::new());
         }
     }
-    let says_something = |batch: &String| batch.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with("--"));
+    let says_something =
+        |batch: &String| batch.lines().any(|line| !line.trim().is_empty() && !line.trim_start().starts_with("--"));
     batches.retain(says_something);
     batches
 }

@@ -28,8 +28,8 @@ pub use dispatch::{Dispatched, Due, OddRow};
 pub use error::StoreError;
 pub use lease::{Beat, Expired};
 pub use migrate::Migrated;
-pub use pool::installed_drivers;
 pub use outcome::{Accepted, Cancelled, Outcome, Released, Revived};
+pub use pool::installed_drivers;
 pub use prune::Pruned;
 pub use read::{DeadLetterFilter, JobFilter};
 pub use submit::{Idempotency, KeyTaken, Stored, Submitted};
@@ -73,10 +73,18 @@ impl Store {
     pub fn open(options: &Options) -> Result<Store, StoreError> {
         let (connection, dbms) = pool::connect(&options.connection_string)?;
         let dialect = Dialect::of_dbms(&dbms).ok_or_else(|| {
-            StoreError::Corrupt(format!("the database calls itself {dbms:?}; Trilane knows SQL Server, PostgreSQL and SQLite"))
+            StoreError::Corrupt(format!(
+                "the database calls itself {dbms:?}; Trilane knows SQL Server, PostgreSQL and SQLite"
+            ))
         })?;
         let probe::Found { text, counts, driver } = probe::text_mode(connection, dialect, &options.connection_string)?;
-        let connector = Connector { connection_string: options.connection_string.clone(), dialect, text, counts, breaks: Arc::default() };
+        let connector = Connector {
+            connection_string: options.connection_string.clone(),
+            dialect,
+            text,
+            counts,
+            breaks: Arc::default(),
+        };
         let connections_max = options.connections_max.max(1);
         let pool = pool::pool(connector, connections_max, options.wait);
         Ok(Store { dialect, driver, pool, writer: Mutex::new(()) })
@@ -203,7 +211,11 @@ fn time(ms: i64) -> crate::clock::Timestamp {
 
 /// `[1,2,3]` for SQL Server and SQLite, `{1,2,3}` for PostgreSQL.
 fn id_list(dialect: Dialect, ids: impl IntoIterator<Item = i64>) -> String {
-    let (open, close) = if dialect == Dialect::Postgres { ('{', '}') } else { ('[', ']') };
+    let (open, close) = if dialect == Dialect::Postgres {
+        ('{', '}')
+    } else {
+        ('[', ']')
+    };
     let mut list = String::from(open);
     for (index, id) in ids.into_iter().enumerate() {
         if index > 0 {

@@ -200,7 +200,12 @@ impl Store {
     }
 }
 
-fn queue_anew(session: &mut Session, letter: &str, job: Uuid, replica: ReplicaId) -> Result<Option<Released>, StoreError> {
+fn queue_anew(
+    session: &mut Session,
+    letter: &str,
+    job: Uuid,
+    replica: ReplicaId,
+) -> Result<Option<Released>, StoreError> {
     let job = job.to_string();
     let (replica, letter, job) = (Param::Int(replica.0), Param::Text(letter), Param::Text(&job));
     let mut seq = None;
@@ -234,7 +239,11 @@ fn take_key(session: &mut Session, key: &str, job: Uuid) -> Result<Uuid, StoreEr
     Ok(holder)
 }
 
-pub(super) fn release(session: &mut Session, held: &[(Seq, Token)], replica: ReplicaId) -> Result<Vec<Released>, StoreError> {
+pub(super) fn release(
+    session: &mut Session,
+    held: &[(Seq, Token)],
+    replica: ReplicaId,
+) -> Result<Vec<Released>, StoreError> {
     let mut released = Vec::new();
     let seqs = id_list(session.dialect(), held.iter().map(|(seq, _)| seq.0));
     let pairs = Pairs::of(session.dialect(), held);
@@ -340,7 +349,8 @@ fn fail(
         params.push(Param::Text(&seqs));
     }
     session.execute("attempts_add", &params)?;
-    let is_buried = |outcome: &Outcome| matches!(outcome.verdict, Verdict::Bury { .. }) && is_accepted.contains(&outcome.seq.0);
+    let is_buried =
+        |outcome: &Outcome| matches!(outcome.verdict, Verdict::Bury { .. }) && is_accepted.contains(&outcome.seq.0);
     let buried = outcomes.iter().zip(&errors).filter(|(outcome, _)| is_buried(outcome));
     let letters: Vec<Letter<'_>> =
         buried.map(|(outcome, error)| Letter { seq: outcome.seq.0, id: Uuid::new_v4(), reason: error }).collect();
@@ -423,7 +433,9 @@ fn count<'a>(
         return Ok(());
     }
     let rows: Vec<CountRow<'a>> = counts.into_values().collect();
-    session.execute("stats_add", &[Param::Text(&json(&rows)?), Param::Int(replica.0)]).map_err(StoreError::taken_meanwhile)
+    session
+        .execute("stats_add", &[Param::Text(&json(&rows)?), Param::Int(replica.0)])
+        .map_err(StoreError::taken_meanwhile)
 }
 
 /// Jobs with their tokens, as one JSON array of pairs, or for PostgreSQL as two arrays of equal length.

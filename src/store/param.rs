@@ -53,7 +53,11 @@ pub(super) fn in_chunks(text: &str, params: &[Param<'_>], chunks: usize) -> Stri
     let mut pieces = text.split('?');
     let mut out = pieces.next().unwrap_or_default().to_owned();
     for (piece, param) in pieces.zip(params) {
-        out.push_str(if matches!(param, Param::Text(_) | Param::MaybeText(_)) { &sum } else { "?" });
+        out.push_str(if matches!(param, Param::Text(_) | Param::MaybeText(_)) {
+            &sum
+        } else {
+            "?"
+        });
         out.push_str(piece);
     }
     out
@@ -79,7 +83,9 @@ fn bind_text(bound: &mut Vec<Box<dyn InputParameter>>, text: Option<&str>, mode:
         (None, TextMode::Narrow) => bound.push(Box::new(VarCharBox::null())),
         (Some(text), TextMode::Narrow) => bound.push(Box::new(VarCharBox::from_string(text.to_owned()))),
         (None, TextMode::Wide) => bound.push(Box::new(wide(VarWCharBox::null(), None))),
-        (Some(text), TextMode::Wide) => bound.push(Box::new(wide(VarWCharBox::from_vec(text.encode_utf16().collect()), None))),
+        (Some(text), TextMode::Wide) => {
+            bound.push(Box::new(wide(VarWCharBox::from_vec(text.encode_utf16().collect()), None)))
+        }
         (text, TextMode::WideChunks) => {
             let units: Option<Vec<u16>> = text.map(|text| text.encode_utf16().collect());
             let length = std::num::NonZeroUsize::new(CHUNK_UNITS);

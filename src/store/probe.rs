@@ -57,7 +57,11 @@ fn comes_back_unchanged(session: &mut Session) -> Result<Counts, StoreError> {
     let is_counted = session.dialect() == Dialect::Mssql;
     session.query("probe", &[Param::Text(&sent)], |row| {
         received = row.text(1)?;
-        counted = if is_counted { usize::try_from(row.int(2)?).ok() } else { None };
+        counted = if is_counted {
+            usize::try_from(row.int(2)?).ok()
+        } else {
+            None
+        };
         Ok(())
     })?;
     if received == sent {

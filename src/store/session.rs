@@ -61,10 +61,9 @@ impl Session {
         params: &[Param<'_>],
         mut each: impl FnMut(&mut Row<'_, '_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let text = self
-            .dialect
-            .statement(name)
-            .ok_or_else(|| StoreError::Corrupt(format!("sql/ has no statement {name} for {}", self.dialect.as_str())))?;
+        let text = self.dialect.statement(name).ok_or_else(|| {
+            StoreError::Corrupt(format!("sql/ has no statement {name} for {}", self.dialect.as_str()))
+        })?;
         self.run(name, text, params, &mut each)
     }
 
@@ -85,9 +84,10 @@ impl Session {
             self.execute(name, params)
         } else {
             self.execute(name, params)?;
-            let (after, text) = self.dialect.companion(name, "_after").ok_or_else(|| {
-                StoreError::Corrupt(format!("sql/sqlite has neither {name}_before nor {name}_after"))
-            })?;
+            let (after, text) = self
+                .dialect
+                .companion(name, "_after")
+                .ok_or_else(|| StoreError::Corrupt(format!("sql/sqlite has neither {name}_before nor {name}_after")))?;
             self.run(after, text, companion, &mut each)
         }
     }
@@ -104,13 +104,21 @@ impl Session {
         params: &[Param<'_>],
         each: &mut dyn FnMut(&mut Row<'_, '_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let chunks = if self.text == TextMode::WideChunks { chunks_for(params)? } else { 1 };
+        let chunks = if self.text == TextMode::WideChunks {
+            chunks_for(params)?
+        } else {
+            1
+        };
         let (dialect, mode) = (self.dialect, self.text);
         let bound = bind(params, mode, chunks);
         let prepared = match self.prepared.entry((name, chunks)) {
             std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let text = if chunks > 1 { in_chunks(text, params, chunks) } else { text.to_owned() };
+                let text = if chunks > 1 {
+                    in_chunks(text, params, chunks)
+                } else {
+                    text.to_owned()
+                };
                 prepare(&self.connection, dialect, &text).map(|prepared| entry.insert(prepared))
             }
         };
@@ -184,7 +192,11 @@ impl Session {
             Err(StoreError::Corrupt(text)) => {
                 self.broken = true;
                 let is_dead = lock(&self.connection).is_dead().unwrap_or(false);
-                Err(if is_dead { StoreError::Unavailable(text) } else { StoreError::Corrupt(text) })
+                Err(if is_dead {
+                    StoreError::Unavailable(text)
+                } else {
+                    StoreError::Corrupt(text)
+                })
             }
             Err(StoreError::Unavailable(_)) => {
                 self.broken = true;
@@ -199,7 +211,11 @@ fn lock<'a>(connection: &'a Shared) -> std::sync::MutexGuard<'a, Connection<'sta
     connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn prepare(connection: &Shared, dialect: Dialect, text: &str) -> Result<Prepared<StatementConnection<Shared>>, StoreError> {
+fn prepare(
+    connection: &Shared,
+    dialect: Dialect,
+    text: &str,
+) -> Result<Prepared<StatementConnection<Shared>>, StoreError> {
     let prepared = Arc::clone(connection).into_prepared(text).and_then(|mut prepared| {
         // PostgreSQL limits its statements itself (session_a), and SQLite has nobody to wait for but its file.
         if dialect == Dialect::Mssql {

@@ -126,10 +126,13 @@ impl Store {
         }
         let now = self.write(|session| {
             let free = take_keys(session, jobs)?;
-            let results: Vec<Kept> = free.iter().map(|result| match result {
-                Ok(job) => Kept::Id(job.id),
-                Err(taken) => Kept::HeldBy(taken.held_by),
-            }).collect();
+            let results: Vec<Kept> = free
+                .iter()
+                .map(|result| match result {
+                    Ok(job) => Kept::Id(job.id),
+                    Err(taken) => Kept::HeldBy(taken.held_by),
+                })
+                .collect();
             let results = json(&results)?;
             session.execute(
                 "idempotency_add",
@@ -160,8 +163,9 @@ impl Store {
         if found_hash.trim_end() != hash {
             return Ok(Some(Submitted::Mismatch));
         }
-        let kept: Vec<Kept> = serde_json::from_str(&results)
-            .map_err(|error| StoreError::Corrupt(format!("the results kept for an idempotency key cannot be read: {error}")))?;
+        let kept: Vec<Kept> = serde_json::from_str(&results).map_err(|error| {
+            StoreError::Corrupt(format!("the results kept for an idempotency key cannot be read: {error}"))
+        })?;
         let results = kept.into_iter().map(|kept| match kept {
             Kept::Id(id) => Ok(id),
             Kept::HeldBy(held_by) => Err(KeyTaken { held_by }),

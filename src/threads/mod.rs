@@ -16,7 +16,7 @@ pub mod worker;
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -50,6 +50,7 @@ pub struct Thread {
     name: String,
     stop: Arc<AtomicBool>,
     wake: Arc<Wake>,
+    round_ended: Arc<Mutex<Instant>>,
     handle: JoinHandle<()>,
 }
 
@@ -59,7 +60,8 @@ pub struct Thread {
 /// If the system has no thread to give.
 pub fn start<D: Duty + 'static>(mut duty: D, wake: Arc<Wake>, database: Arc<Outage>) -> io::Result<Thread> {
     let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, calls) = (Arc::clone(&stop), Arc::clone(&wake));
+    let round_ended = Arc::new(Mutex::new(Instant::now()));
+    let (stopped, calls, ended) = (Arc::clone(&stop), Arc::clone(&wake), Arc::clone(&round_ended));
     let body = move || {
         let mut failures = Failures { count: 0, logged: None, database };
         while !stopped.load(Ordering::Relaxed) {
@@ -69,11 +71,17 @@ pub fn start<D: Duty + 'static>(mut duty: D, wake: Arc<Wake>, database: Arc<Outa
                 Ok(Err(error)) => failures.note(D::NAME, &error),
                 Err(panic) => failures.note_panic(D::NAME, &*panic),
             };
+            *lock(&ended) = Instant::now() + wait;
             calls.wait(wait);
         }
     };
     let handle = spawn(D::NAME, body)?;
-    Ok(Thread { name: D::NAME.to_owned(), stop, wake, handle })
+    Ok(Thread { name: D::NAME.to_owned(), stop, wake, round_ended, handle })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // OK: what is locked in this folder is changed in single steps
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a named thread.
@@ -89,6 +97,11 @@ impl Thread {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.wake.wake();
+    }
+
+    /// Whether no round has ended for `limit`, waits between rounds apart.
+    pub fn is_stuck(&self, limit: Duration) -> bool {
+        lock(&self.round_ended).elapsed() > limit
     }
 
     /// Waits until it has ended, up to `deadline`. Returns whether it has.

@@ -123,6 +123,10 @@ impl Scheduler {
 
     fn prune(&mut self) -> Result<(), StoreError> {
         let store = self.lifecycle.store();
+        if self.prune_after.is_none() {
+            // First, so that the result of a call is never kept longer than its jobs are.
+            store.prune_rest(self.retention)?;
+        }
         for _ in 0..PRUNE_PAGES_MAX {
             let pruned = store.prune_jobs(self.retention, self.prune_after)?;
             self.prune_after = pruned.next;
@@ -130,7 +134,6 @@ impl Scheduler {
                 log::debug!(jobs = pruned.deleted; "deleted ended jobs");
             }
             if pruned.next.is_none() {
-                store.prune_rest(self.retention)?;
                 self.next_prune = Instant::now() + PRUNE_EVERY;
                 return Ok(());
             }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, select_biased};
 
 use super::feeder::Load;
 use super::finisher::Outcomes;
-use super::{join_until, panic_text, spawn};
+use super::{join_until, lock, panic_text, spawn};
 use crate::handlers::{Attempt, Registry};
 use crate::job::{ClaimedJob, Lane};
 use crate::lifecycle::Held;
@@ -234,11 +234,6 @@ impl Workers {
         lock(&self.threads).extend(left);
         all_ended
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // OK: what is locked here is changed in single steps
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -37,3 +37,12 @@ fn load_the_machine() -> std::sync::RwLockReadGuard<'static, ()> {
 fn quieten_the_machine() -> std::sync::RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+/// Sets a flag, also where the test fails: so that a thread that goes on until then ends.
+struct SetOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::load_the_machine;
+use super::{SetOnDrop, load_the_machine};
 use super::redis_server::TestServer;
 use super::site::Site;
 use super::trilane::{SOON, Trilane, wait_for, wait_until};
@@ -96,13 +96,4 @@ fn an_outage_of_the_database_costs_no_job_and_no_attempt() {
 
 fn away(replica: &Trilane) -> i64 {
     replica.metric("trilane_redis_away")
-}
-
-/// So that a thread that waits for it ends also where the test fails.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }

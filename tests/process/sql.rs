@@ -1,7 +1,11 @@
 //! Jobs that are inserted by plain SQL while Trilane runs, as the original's seed script does.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use serde_json::json;
 
+use super::SetOnDrop;
 use super::site::Site;
 use super::trilane::{SOON, Settings, text};
 
@@ -47,6 +51,28 @@ fn are_run(sites: [Site; 2], settings: impl Fn(&Site) -> Settings, wakes: bool) 
         assert!(reasons.len() == 2 && reasons.iter().any(|reason| reason.contains("urgent")), "{reasons:?}");
         assert!(reasons.iter().any(|reason| reason.contains("JSON")), "{reasons:?}");
     }
+}
+
+#[test]
+fn jobs_inserted_by_sql_while_the_scheduler_ticks_are_not_taken_for_odd_ones() {
+    let site = Site::postgres_and_redis();
+    let process = site.start(&site.settings());
+    let is_over = AtomicBool::new(false);
+
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                process.post("/scheduler/wake", &json!(null));
+            }
+        });
+        let _over = SetOnDrop(&is_over);
+        for _ in 0..200 {
+            insert(&site, "send_email", "{}", "LOW");
+        }
+        site.wait_for_jobs(SOON, 200, "Status in ('completed', 'failed')");
+    });
+
+    assert_eq!(process.get("/failed-jobs").body, json!([]));
 }
 
 #[test]

@@ -95,9 +95,11 @@ start_postgres() {
   for ((try = 1; try <= PORT_TRIES_MAX; try++)); do
     port=$(free_port)
     # 300 connections: tests run in parallel, some with several replicas, each with a pool of its own. pg_stat_statements
-    # counts what an idle replica sends; Debian has it in the package of the server.
+    # counts what an idle replica sends, and forgets none of it: each of their databases makes some 60 entries. Debian has it
+    # in the package of the server.
     (become_postgres "${SERVER[@]}" --pdeathsig=INT "$bin/postgres" -D data -p "$port" -c listen_addresses=127.0.0.1 \
       -c unix_socket_directories='' -c max_connections=300 -c fsync=on -c shared_preload_libraries=pg_stat_statements \
+      -c pg_stat_statements.max=20000 \
       >"$folder/postgres.log" 2>&1 </dev/null) &
     postgres_pid=$!
     if answers "$postgres_pid" postgres_answers "$bin" "$port" "$password"; then break; fi

@@ -117,8 +117,9 @@ fn try_execute(connection_string: &str, sql: &str) -> Result<(), odbc_api::Error
 /// Runs batches of SQL on one connection, as a client does.
 pub fn execute_all(connection_string: &str, batches: &[&str]) {
     let environment = odbc_api::environment().expect("unixODBC");
-    let connection =
-        environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default()).expect("connects");
+    let connection = environment
+        .connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
+        .expect("connects");
     for sql in batches.iter().filter(|sql| !sql.trim().is_empty()) {
         connection.execute(sql, (), None).map(drop).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }

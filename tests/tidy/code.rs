@@ -8,21 +8,12 @@ const FILE_LINES_MAX: usize = 450;
 const FUNCTION_LINES_AIM: usize = 70;
 const FUNCTION_LINES_MAX: usize = 90;
 
-/// Files beyond the limit, how far they may go, and why they are not in two.
-const LARGE_FILES: [(&str, usize, &str); 1] = [(
-    "src/lifecycle.rs",
-    700,
-    "the way of a job, each step beside its crash window; its parts with a state are in src/lifecycle/",
-)];
-
 #[test]
 fn files_and_functions_are_small() {
     let mut wrong = Vec::new();
     for source in product() {
         let lines = source.lines();
-        let max =
-            LARGE_FILES.iter().find(|(path, _, _)| *path == source.path).map_or(FILE_LINES_MAX, |(_, max, _)| *max);
-        note(&mut wrong, lines, FILE_LINES_AIM, max, &source.path);
+        note(&mut wrong, lines, FILE_LINES_AIM, FILE_LINES_MAX, &source.path);
         for (name, line, lines) in source.functions() {
             note(
                 &mut wrong,
@@ -33,10 +24,6 @@ fn files_and_functions_are_small() {
             );
         }
     }
-    let settled = LARGE_FILES
-        .iter()
-        .filter(|(path, _, _)| !product().iter().any(|s| s.path == *path && s.lines() > FILE_LINES_MAX));
-    wrong.extend(settled.map(|(path, _, _)| format!("{path} is small enough now: take it out of LARGE_FILES")));
     assert_none(&wrong, "cut it where a reader would pause (docs/STYLE.md)");
 }
 

@@ -12,14 +12,12 @@ const LAYERS: [&[&str]; 5] = [
 ];
 
 /// Who may use what of its own layer. Beyond these the modules of a layer do not know each other; those of layer 4 may.
-const BESIDE: [(&str, &str); 8] = [
+const BESIDE: [(&str, &str); 7] = [
     ("job", "clock"),
     ("retry", "job"),
     ("config", "job"),
     ("config", "retry"),
     ("logging", "config"),
-    // The submitter's words for a call and its failure are the API's too.
-    ("api", "threads::submitter"),
     ("threads", "api"),
     ("threads", "handlers"),
 ];
