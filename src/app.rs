@@ -277,7 +277,13 @@ impl Running {
     }
 }
 
-fn give_back(lifecycle: &Lifecycle, metrics: &Metrics, held: &Held, jobs: Vec<(crate::job::Seq, crate::job::Token)>, what: &str) {
+fn give_back(
+    lifecycle: &Lifecycle,
+    metrics: &Metrics,
+    held: &Held,
+    jobs: Vec<(crate::job::Seq, crate::job::Token)>,
+    what: &str,
+) {
     if jobs.is_empty() {
         return;
     }
@@ -287,7 +293,7 @@ fn give_back(lifecycle: &Lifecycle, metrics: &Metrics, held: &Held, jobs: Vec<(c
             log::info!(jobs = count; "{what}");
         }
         Err(error) => {
-            log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out")
+            log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out");
         }
     }
     held.settle(jobs);

@@ -113,26 +113,22 @@ fn migrate(settings: &Settings) -> Outcome {
 }
 
 fn check(settings: &Settings) -> Outcome {
-    let mut text = String::from("Settings in force\n");
-    for (name, value) in settings.in_force() {
-        text.push_str(&format!("  {name} = {value}\n"));
-    }
-    text.push_str("\nHandlers\n");
     let registry = registry(settings)?;
-    text.push_str(&format!("  {}\n\nStores\n", registry.types().collect::<Vec<_>>().join(", ")));
-    let mut is_well = true;
-    let mut tell = |name: &str, result: Result<String, String>| {
-        is_well &= result.is_ok();
-        text.push_str(&match result {
-            Ok(fine) => format!("  {name}: ok, {fine}\n"),
-            Err(problem) => format!("  {name}: FAILED: {problem}\n"),
-        });
-    };
-    tell("database", check_database(settings));
+    let mut lines = vec!["Settings in force".to_owned()];
+    lines.extend(settings.in_force().iter().map(|(name, value)| format!("  {name} = {value}")));
+    lines.extend([String::new(), "Handlers".to_owned()]);
+    lines.push(format!("  {}", registry.types().collect::<Vec<_>>().join(", ")));
+    lines.extend([String::new(), "Stores".to_owned()]);
+    let mut stores = vec![("database", check_database(settings))];
     if settings.redis_url.is_some() {
-        tell("redis", check_redis(settings));
+        stores.push(("redis", check_redis(settings)));
     }
-    print(&text);
+    let is_well = stores.iter().all(|(_, result)| result.is_ok());
+    lines.extend(stores.into_iter().map(|(name, result)| match result {
+        Ok(fine) => format!("  {name}: ok, {fine}"),
+        Err(problem) => format!("  {name}: FAILED: {problem}"),
+    }));
+    print(&(lines.join("\n") + "\n"));
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -109,7 +109,7 @@ pub fn judge(report: Report, retry_count: u32, max_retries: u32, policy: &RetryP
 mod tests {
     use super::*;
 
-    const POLICY: RetryPolicy = RetryPolicy { base: Duration::from_secs(10), cap: Duration::from_secs(60) };
+    const POLICY: RetryPolicy = RetryPolicy { base: Duration::from_secs(10), cap: Duration::from_mins(1) };
 
     #[test]
     fn the_delay_doubles_up_to_the_cap_and_starts_at_zero() {

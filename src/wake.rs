@@ -92,7 +92,7 @@ mod tests {
         wake.wake();
         wake.wake();
 
-        assert!(wake.wait(Duration::from_secs(60)));
+        assert!(wake.wait(Duration::from_mins(1)));
         assert!(!wake.wait(Duration::ZERO));
     }
 

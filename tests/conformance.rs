@@ -1,5 +1,7 @@
 //! One suite over every dialect: what each method of the store promises, and each move of the state machine.
 
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test ends by a panic, and may tell on its way there")]
+
 #[path = "support/stores.rs"]
 mod stores;
 
@@ -18,7 +20,7 @@ use uuid::Uuid;
 const REPLICA: ReplicaId = ReplicaId(41);
 const OTHER: ReplicaId = ReplicaId(42);
 const LEASE: Duration = Duration::from_secs(30);
-const TICK: Duration = Duration::from_secs(120);
+const TICK: Duration = Duration::from_mins(2);
 const HORIZON_MS: Option<u64> = Some(120_000);
 
 fn jobs(count: usize, lane: Lane) -> Vec<NewJob> {
@@ -374,7 +376,7 @@ fn concurrent_claim_next_never_gets_one_job_twice() {
 #[test]
 fn claim_next_takes_what_is_due_in_order_and_leaves_the_rest() {
     on_every_dialect(|store| {
-        let later = NewJob { start: Start::After(Duration::from_secs(60)), ..NewJob::new("x", "{}") };
+        let later = NewJob { start: Start::After(Duration::from_mins(1)), ..NewJob::new("x", "{}") };
         let early =
             NewJob { start: Start::At("2020-01-01T00:00:00Z".parse().expect("time")), ..NewJob::new("x", "{}") };
         let new = [NewJob::new("x", "{}"), later, early];
@@ -402,7 +404,7 @@ fn every_outcome_moves_its_job_and_is_refused_under_another_token() {
     on_every_dialect(|store| {
         let cases: [(Verdict, Status); 3] = [
             (Verdict::Complete, Status::Completed),
-            (retry(Duration::from_secs(300)), Status::Retrying),
+            (retry(Duration::from_mins(5)), Status::Retrying),
             (bury(), Status::Failed),
         ];
         for (verdict, becomes) in cases {
@@ -574,7 +576,7 @@ fn an_expired_lease_returns_the_job_once_and_counts_as_a_failed_attempt() {
         std::thread::sleep(Duration::from_millis(5)); // OK: lets the lease of zero length run out by the database's clock
 
         let verdict = |_: &trilane::store::Expired| retry(Duration::ZERO);
-        assert!(store.beat(REPLICA, "test", 0, Duration::from_secs(60)).expect("beats").leases_expired);
+        assert!(store.beat(REPLICA, "test", 0, Duration::from_mins(1)).expect("beats").leases_expired);
         let expired = store.expire(REPLICA, verdict).expect("expired");
 
         assert_eq!(expired.iter().map(|job| (job.seq, job.replica)).collect::<Vec<_>>(), [(lost.seq, OTHER)]);
@@ -673,7 +675,7 @@ fn an_id_lost_on_its_way_is_dispatched_again_and_one_behind_the_head_is_not() {
         assert_eq!(recalled, 1);
         assert_eq!(store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due[0].seq, lost.seq);
         assert_eq!(
-            store.recall_lost(Lane::Medium, None, Duration::from_secs(60), false).expect("recalled"),
+            store.recall_lost(Lane::Medium, None, Duration::from_mins(1), false).expect("recalled"),
             0,
             "the grace"
         );
@@ -712,7 +714,7 @@ fn a_job_is_starved_when_it_has_been_due_for_longer_than_the_limit() {
         let seqs: Vec<Seq> = stored.iter().map(|job| job.seq).collect();
         claim(store, &seqs[2..]);
 
-        let starved = store.starved(&seqs, Duration::from_secs(60)).expect("read");
+        let starved = store.starved(&seqs, Duration::from_mins(1)).expect("read");
 
         assert_eq!(starved, seqs[..1], "the second is fresh, the third runs");
     });
@@ -721,17 +723,17 @@ fn a_job_is_starved_when_it_has_been_due_for_longer_than_the_limit() {
 #[test]
 fn ids_in_the_timers_of_a_dead_or_stopping_replica_are_dispatched_again() {
     on_every_dialect(|store| {
-        let later = || NewJob { start: Start::After(Duration::from_secs(60)), ..NewJob::new("x", "{}") };
+        let later = || NewJob { start: Start::After(Duration::from_mins(1)), ..NewJob::new("x", "{}") };
         let submit_by =
             |replica| store.submit(&[&later()], replica, HORIZON_MS).expect("stored")[0].expect("no key").seq;
         let (own, of_dead) = (submit_by(REPLICA), submit_by(OTHER));
-        store.beat(REPLICA, "alive", 0, Duration::from_secs(60)).expect("beats");
+        store.beat(REPLICA, "alive", 0, Duration::from_mins(1)).expect("beats");
 
-        assert_eq!(store.recall_with_replica(Duration::from_secs(60), None).expect("recalled"), 1);
+        assert_eq!(store.recall_with_replica(Duration::from_mins(1), None).expect("recalled"), 1);
         let due = store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due;
         assert_eq!(due.iter().map(|due| due.seq).collect::<Vec<_>>(), [of_dead]);
 
-        assert_eq!(store.recall_with_replica(Duration::from_secs(60), Some(REPLICA)).expect("recalled"), 2);
+        assert_eq!(store.recall_with_replica(Duration::from_mins(1), Some(REPLICA)).expect("recalled"), 2);
         let due = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due;
         assert_eq!(due.len(), 2);
         assert!(due.iter().any(|due| due.seq == own && due.in_ms > 50_000));
@@ -741,14 +743,14 @@ fn ids_in_the_timers_of_a_dead_or_stopping_replica_are_dispatched_again() {
 #[test]
 fn a_replica_not_seen_for_long_is_dead_and_forgotten() {
     on_every_dialect(|store| {
-        store.beat(OTHER, "old", 0, Duration::from_secs(60)).expect("beats");
+        store.beat(OTHER, "old", 0, Duration::from_mins(1)).expect("beats");
         std::thread::sleep(Duration::from_millis(30)); // OK: time must pass by the database's clock
 
         let beat = store.beat(REPLICA, "new", 3, Duration::from_millis(20)).expect("beats");
         store.bury_replicas(Duration::from_millis(20)).expect("buried");
 
         assert!(beat.replicas_dead);
-        assert!(!store.beat(REPLICA, "new", 3, Duration::from_secs(60)).expect("beats").replicas_dead);
+        assert!(!store.beat(REPLICA, "new", 3, Duration::from_mins(1)).expect("beats").replicas_dead);
         store.forget_replica(REPLICA).expect("forgotten");
     });
 }
@@ -782,7 +784,7 @@ fn only_ended_jobs_older_than_the_retention_are_pruned() {
         assert!(finish(store, &claimed[1], bury()));
         store.cancel(claimed[2].id).expect("cancelled");
 
-        assert_eq!(store.prune_jobs(Duration::from_secs(60), None).expect("pruned").deleted, 0);
+        assert_eq!(store.prune_jobs(Duration::from_mins(1), None).expect("pruned").deleted, 0);
         std::thread::sleep(Duration::from_millis(20)); // OK: time must pass by the database's clock
         let pruned = store.prune_jobs(Duration::ZERO, None).expect("pruned");
         store.prune_rest(Duration::ZERO).expect("pruned");

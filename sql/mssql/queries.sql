@@ -437,7 +437,7 @@ WHERE j.Seq IS NULL
 
 -- leases_expired: locks the leases that ran out. One that another replica ends is left out.
 -- Params: 1 limit.  Returns token, seqs (JSON array), replica.
-SELECT TOP (?) Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK)
+SELECT TOP (?) Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
 WHERE LeaseUntil < SYSUTCDATETIME() ORDER BY LeaseUntil
 
 -- expired_jobs: the jobs still running under a lease.

@@ -122,7 +122,7 @@ pub fn open_lanes(settings: &Settings) -> Result<Lanes, QueueError> {
         Ok(Some(warning)) => log::warn!("{warning}"),
         Ok(None) => {}
         Err(error) if error.is_transient() => {
-            log::warn!(error:% = error; "Redis is not there yet; Trilane starts without it")
+            log::warn!(error:% = error; "Redis is not there yet; Trilane starts without it");
         }
         Err(error) => return Err(error),
     }

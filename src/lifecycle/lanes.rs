@@ -66,7 +66,9 @@ impl Lifecycle {
                 // Crash window "Redis loses its data": rows look dispatched, no lane has their ids. If the recall fails, the name stays,
                 // and the next look recalls again.
                 if self.policy.lanes_are_shared {
-                    log::info!("Redis holds no lanes of ours: it is new, or has lost its data; what was dispatched is dispatched again");
+                    log::info!(
+                        "Redis holds no lanes of ours: it is new, or has lost its data; what was dispatched is dispatched again"
+                    );
                 }
                 self.recall_all()?;
                 lock(&self.new_epoch).take_if(|name| *name == begun);

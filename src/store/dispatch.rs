@@ -41,7 +41,7 @@ pub struct Dispatched {
 const STANDSTILL_MAX: Duration = Duration::from_hours(1);
 /// How far [`Store::recall_lost`] looks back behind the point up to which a lane was swept: longer than a submission's transaction
 /// can stay open, by the time limits of a session.
-const OPEN_TRANSACTION_MAX: Duration = Duration::from_secs(10 * 60);
+const OPEN_TRANSACTION_MAX: Duration = Duration::from_mins(10);
 
 impl Store {
     /// Makes lanes regular that plain SQL wrote in other letters, and finds jobs of no known lane, up to [`BATCH_MAX`].
@@ -198,14 +198,12 @@ pub(super) fn waiting(session: &mut Session, name: &'static str, params: &[Param
     session.query(name, params, |row| {
         let (seq, status) = (Seq(row.int(1)?), row.text(2)?);
         waiting.seen += 1;
-        match Status::parse(&status) {
-            Some(Status::Queued | Status::Retrying) => waiting.regular.push(seq),
-            // A row that is done, but was written by plain SQL: marking it as dispatched takes it off the list of what waits.
-            Some(_) => waiting.regular.push(seq),
-            None => {
-                let reason = format!("status {status:?} is not one that a job can wait in; insert jobs as 'queued'");
-                waiting.odd.push(OddRow { seq, reason });
-            }
+        if Status::parse(&status).is_some() {
+            // Also a row that is done, but was written by plain SQL: marking it as dispatched takes it off the list of what waits.
+            waiting.regular.push(seq);
+        } else {
+            let reason = format!("status {status:?} is not one that a job can wait in; insert jobs as 'queued'");
+            waiting.odd.push(OddRow { seq, reason });
         }
         Ok(())
     })?;
@@ -237,8 +235,8 @@ fn lost(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Resu
 fn recall(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<usize, StoreError> {
     let lost = lost(session, name, params)?;
     if !lost.is_empty() {
-        let list = id_list(session.dialect(), lost.iter().copied());
-        session.execute("recall", &[Param::Text(&list)])?;
+        let seqs = id_list(session.dialect(), lost.iter().copied());
+        session.execute("recall", &[Param::Text(&seqs)])?;
     }
     Ok(lost.len())
 }

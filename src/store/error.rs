@@ -39,6 +39,7 @@ impl StoreError {
     }
 
     /// Sorts an error of the driver.
+    #[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
     pub(super) fn of(dialect: Dialect, error: odbc_api::Error) -> StoreError {
         match &error {
             odbc_api::Error::Diagnostics { record, .. } => Self::of_record(dialect, record),

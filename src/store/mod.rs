@@ -8,6 +8,7 @@ mod claim;
 mod dialect;
 mod dispatch;
 mod error;
+mod keys;
 mod lease;
 mod migrate;
 mod outcome;
@@ -122,7 +123,7 @@ impl Store {
     fn read<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut died_in_pool = false;
         let mut once = |died_in_pool: &mut bool| {
-            self.again_while_contended(|| {
+            again_while_contended(|| {
                 let result = work(&mut self.loan()?.session);
                 *died_in_pool = matches!(result, Err(StoreError::Unavailable(_)));
                 result
@@ -135,7 +136,7 @@ impl Store {
 
     /// Runs `work` in a transaction of its own, which is undone if it fails, and tried again if another stood in its way.
     fn write<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.again_while_contended(|| {
+        again_while_contended(|| {
             let _turn = self.writers_turn();
             let mut loan = self.loan()?;
             let mut transaction = Transaction::begin(&mut loan.session)?;
@@ -147,7 +148,7 @@ impl Store {
 
     /// Runs `work`, whose one statement is its own transaction.
     fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        self.again_while_contended(|| {
+        again_while_contended(|| {
             let _turn = self.writers_turn();
             work(&mut self.loan()?.session)
         })
@@ -156,18 +157,18 @@ impl Store {
     fn writers_turn(&self) -> Option<MutexGuard<'_, ()>> {
         (self.dialect == Dialect::Sqlite).then(|| self.writer.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    fn again_while_contended<T>(&self, mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut tries = 1;
-        loop {
-            match work() {
-                Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES => {
-                    log::debug!("contended, try {tries}: {why}");
-                    std::thread::sleep(Duration::from_millis(crate::random::below(5 << tries)));
-                    tries += 1;
-                }
-                result => return result,
+fn again_while_contended<T>(mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut tries = 1;
+    loop {
+        match work() {
+            Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES => {
+                log::debug!("contended, try {tries}: {why}");
+                std::thread::sleep(Duration::from_millis(crate::random::below(5 << tries)));
+                tries += 1;
             }
+            result => return result,
         }
     }
 }

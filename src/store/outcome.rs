@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
-use super::submit::{KeyRow, uuid};
-use super::{Dialect, Store, StoreError, id_list, millis};
+use super::submit::uuid;
+use super::{Dialect, Store, StoreError, id_list, keys, millis};
 use crate::job::{Job, Lane, ReplicaId, Seq, Token};
 use crate::retry::Verdict;
 
@@ -159,7 +159,7 @@ impl Store {
                     key = super::read::job(row)?.unique_key;
                     Ok(())
                 })?;
-                free_keys(session, key.as_deref().map(|key| (key, id)))?;
+                keys::free(session, key.as_deref().map(|key| (key, id)))?;
             }
             Ok(cancelled)
         })?;
@@ -184,7 +184,7 @@ impl Store {
             })?;
             let Some((letter, job, unique_key)) = found else { return Ok(Revived::NotFound) };
             if let Some(key) = &unique_key {
-                let holder = take_key(session, key, job)?;
+                let holder = keys::take(session, vec![(key, job)])?.get(key).copied().unwrap_or(job);
                 if holder != job {
                     return Ok(Revived::KeyTaken(holder));
                 }
@@ -193,7 +193,7 @@ impl Store {
             if queued.is_some() {
                 session.execute("dead_letter_delete", &[Param::Text(&letter)])?;
             } else {
-                free_keys(session, unique_key.as_deref().map(|key| (key, job)))?;
+                keys::free(session, unique_key.as_deref().map(|key| (key, job)))?;
             }
             Ok(queued.map_or(Revived::NotFailed, Revived::Queued))
         })
@@ -224,19 +224,6 @@ fn queue_anew(
         Ok(())
     })?;
     Ok(Some(Released { seq, lane }))
-}
-
-fn take_key(session: &mut Session, key: &str, job: Uuid) -> Result<Uuid, StoreError> {
-    let mut texts = Texts::of(session);
-    let rows = [KeyRow { unique_key: texts.put(key), id: job }];
-    let batch = texts.batch(&rows)?;
-    session.execute("keys_take", &batch.params()).map_err(StoreError::taken_meanwhile)?;
-    let mut holder = job;
-    session.query("keys_held", &batch.params(), |row| {
-        holder = uuid(&row.text(2)?)?;
-        Ok(())
-    })?;
-    Ok(holder)
 }
 
 pub(super) fn release(
@@ -280,7 +267,7 @@ pub(super) fn finish(
     let is_accepted: HashSet<Seq> = accepted.iter().map(|accepted| accepted.seq).collect();
     let kept = || outcomes.iter().filter(|outcome| is_accepted.contains(&outcome.seq));
     let ended = kept().filter(|outcome| !matches!(outcome.verdict, Verdict::Retry { .. }));
-    free_keys(session, ended.filter_map(|outcome| Some((outcome.unique_key.as_deref()?, outcome.id))))?;
+    keys::free(session, ended.filter_map(|outcome| Some((outcome.unique_key.as_deref()?, outcome.id))))?;
     count(session, kept(), replica)?;
     Ok(accepted)
 }
@@ -400,17 +387,6 @@ fn error_of(verdict: &Verdict) -> &str {
 /// NUL cannot stand in a text of PostgreSQL; an error message with one must not keep a whole batch from being stored.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{FFFD}")
-}
-
-fn free_keys<'a>(session: &mut Session, keys: impl IntoIterator<Item = (&'a str, Uuid)>) -> Result<(), StoreError> {
-    let mut keys: Vec<(&'a str, Uuid)> = keys.into_iter().collect();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    keys.sort_unstable();
-    let mut texts = Texts::of(session);
-    let rows: Vec<KeyRow<'a>> = keys.iter().map(|&(key, id)| KeyRow { unique_key: texts.put(key), id }).collect();
-    session.execute("keys_free", &texts.batch(&rows)?.params())
 }
 
 fn count<'a>(

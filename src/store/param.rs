@@ -84,7 +84,7 @@ fn bind_text(bound: &mut Vec<Box<dyn InputParameter>>, text: Option<&str>, mode:
         (Some(text), TextMode::Narrow) => bound.push(Box::new(VarCharBox::from_string(text.to_owned()))),
         (None, TextMode::Wide) => bound.push(Box::new(wide(VarWCharBox::null(), None))),
         (Some(text), TextMode::Wide) => {
-            bound.push(Box::new(wide(VarWCharBox::from_vec(text.encode_utf16().collect()), None)))
+            bound.push(Box::new(wide(VarWCharBox::from_vec(text.encode_utf16().collect()), None)));
         }
         (text, TextMode::WideChunks) => {
             let units: Option<Vec<u16>> = text.map(|text| text.encode_utf16().collect());

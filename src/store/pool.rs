@@ -112,8 +112,8 @@ pub(super) fn pool(connector: Connector, connections_max: u32, wait: Duration) -
         .min_idle(Some(0))
         .test_on_check_out(true)
         .connection_timeout(wait)
-        .max_lifetime(Some(Duration::from_secs(60 * 60)))
-        .idle_timeout(Some(Duration::from_secs(10 * 60)))
+        .max_lifetime(Some(Duration::from_hours(1)))
+        .idle_timeout(Some(Duration::from_mins(10)))
         .error_handler(Box::new(Quiet))
         .build_unchecked(connector)
 }

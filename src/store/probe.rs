@@ -80,7 +80,8 @@ fn probe_text() -> String {
     let mut text = String::with_capacity(PROBE_BYTES + 64);
     let mut number = 0;
     while text.len() < PROBE_BYTES {
-        text.push_str(&format!("{number} \"quoted\" 'and' \\ ä ß 漢字 🦀👩\u{200d}🚀\n"));
+        text.push_str(&number.to_string());
+        text.push_str(" \"quoted\" 'and' \\ ä ß 漢字 🦀👩\u{200d}🚀\n");
         number += 1;
     }
     text

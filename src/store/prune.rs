@@ -10,7 +10,7 @@ use crate::job::Seq;
 /// Jobs looked at and deleted in one transaction: with their attempts and index entries below SQL Server's 5,000 locks.
 const PRUNE_MAX: usize = 500;
 /// How long the results of a call with an idempotency key are kept.
-pub(crate) const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const IDEMPOTENCY_KEPT: Duration = Duration::from_hours(24);
 
 /// Where a walk over the oldest jobs stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +44,10 @@ impl Store {
             })
         })?;
         if !old.is_empty() {
-            let list = id_list(self.dialect, old.iter().copied());
+            let seqs = id_list(self.dialect, old.iter().copied());
             self.write(|session| {
-                session.execute("prune_jobs", &[Param::Text(&list)])?;
-                session.execute("prune_attempts", &[Param::Text(&list)])
+                session.execute("prune_jobs", &[Param::Text(&seqs)])?;
+                session.execute("prune_attempts", &[Param::Text(&seqs)])
             })?;
         }
         Ok(Pruned { deleted: old.len(), next: if reached_young { None } else { last } })

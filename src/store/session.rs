@@ -31,7 +31,6 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(connection: Connection<'static>, dialect: Dialect, text: TextMode, counts: Counts) -> Session {
-        #[expect(clippy::arc_with_non_send_sync, reason = "a Connection is Send, and Mutex makes it Sync")]
         let connection = Arc::new(Mutex::new(connection));
         Session { connection, dialect, text, counts, prepared: HashMap::new(), broken: false }
     }
@@ -207,7 +206,7 @@ impl Session {
     }
 }
 
-fn lock<'a>(connection: &'a Shared) -> std::sync::MutexGuard<'a, Connection<'static>> {
+fn lock(connection: &Shared) -> std::sync::MutexGuard<'_, Connection<'static>> {
     connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -268,7 +267,7 @@ fn read_on(statement: &mut impl Statement, dialect: Dialect) -> Result<(), Store
     }
 }
 
-/// psqlodbc answers SQL_NO_DATA to an UPDATE … RETURNING that changes no row, and then there are columns but no cursor to fetch from.
+/// psqlodbc answers `SQL_NO_DATA` to an UPDATE … RETURNING that changes no row, and then there are columns but no cursor to fetch from.
 fn has_no_cursor(error: &odbc_api::Error) -> bool {
     matches!(error, odbc_api::Error::Diagnostics { record, .. } if record.state.as_str() == "24000")
 }
@@ -282,7 +281,7 @@ fn read_rows(
     let mut buffers = Buffers::default();
     loop {
         match cursor.next_row() {
-            Ok(Some(row)) => each(&mut Row { row, dialect, mode, buffers: &mut buffers })?,
+            Ok(Some(row)) => each(&mut Row { cursor: row, dialect, mode, buffers: &mut buffers })?,
             Ok(None) => return Ok(()),
             Err(error) if has_no_cursor(&error) => return Ok(()),
             Err(error) => return Err(StoreError::of(dialect, error)),
@@ -298,7 +297,7 @@ struct Buffers {
 
 /// A row of a result. Columns count from 1 and are read from left to right, as `SQLGetData` wants it.
 pub(super) struct Row<'r, 'c> {
-    row: CursorRow<'c>,
+    cursor: CursorRow<'c>,
     dialect: Dialect,
     mode: TextMode,
     buffers: &'r mut Buffers,
@@ -307,7 +306,7 @@ pub(super) struct Row<'r, 'c> {
 impl Row<'_, '_> {
     pub(super) fn maybe_int(&mut self, column: u16) -> Result<Option<i64>, StoreError> {
         let mut value = Nullable::<i64>::null();
-        self.row.get_data(column, &mut value).map_err(|error| StoreError::of(self.dialect, error))?;
+        self.cursor.get_data(column, &mut value).map_err(|error| StoreError::of(self.dialect, error))?;
         Ok(value.into_opt())
     }
 
@@ -319,11 +318,11 @@ impl Row<'_, '_> {
         let dialect = self.dialect;
         let failed = |error| StoreError::of(dialect, error);
         if self.mode == TextMode::Narrow {
-            let found = self.row.get_text(column, &mut self.buffers.narrow).map_err(failed)?;
+            let found = self.cursor.get_text(column, &mut self.buffers.narrow).map_err(failed)?;
             let text = found.then(|| String::from_utf8(self.buffers.narrow.clone()));
             text.transpose().map_err(|error| StoreError::Corrupt(format!("column {column} is not UTF-8: {error}")))
         } else {
-            let found = self.row.get_wide_text(column, &mut self.buffers.wide).map_err(failed)?;
+            let found = self.cursor.get_wide_text(column, &mut self.buffers.wide).map_err(failed)?;
             // A lone surrogate can stand in an nvarchar column; it is shown as U+FFFD rather than making the row unreadable.
             Ok(found.then(|| String::from_utf16_lossy(&self.buffers.wide)))
         }

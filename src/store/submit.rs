@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
-use super::{BATCH_MAX, Dialect, Store, StoreError, millis, time};
+use super::{BATCH_MAX, Dialect, Store, StoreError, keys, millis, time};
 use crate::clock::Timestamp;
 use crate::job::{NewJob, ReplicaId, Seq, Start};
 
@@ -67,12 +67,6 @@ struct JobRow<'a> {
     delay_ms: Option<i64>,
     timeout_ms: Option<i64>,
     unique_key: Option<Text<'a>>,
-}
-
-#[derive(Serialize)]
-pub(super) struct KeyRow<'a> {
-    pub(super) unique_key: Text<'a>,
-    pub(super) id: Uuid,
 }
 
 /// How one job of a call ended, as kept for repeats.
@@ -182,19 +176,7 @@ fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Resul
             first.entry(key).or_insert(job.id);
         }
     }
-    let mut wanted: Vec<(&str, Uuid)> = first.into_iter().collect();
-    wanted.sort_unstable();
-    let mut holders: HashMap<String, Uuid> = HashMap::new();
-    for keys in wanted.chunks(BATCH_MAX) {
-        let mut texts = Texts::of(session);
-        let rows: Vec<KeyRow<'_>> = keys.iter().map(|&(key, id)| KeyRow { unique_key: texts.put(key), id }).collect();
-        let batch = texts.batch(&rows)?;
-        session.execute("keys_take", &batch.params()).map_err(StoreError::taken_meanwhile)?;
-        session.query("keys_held", &batch.params(), |row| {
-            holders.insert(row.text(1)?, uuid(&row.text(2)?)?);
-            Ok(())
-        })?;
-    }
+    let holders = keys::take(session, first.into_iter().collect())?;
     let held_by_another = |job: &NewJob| {
         let key = job.unique_key.as_ref()?;
         // A key that nobody holds any more was freed between the two statements; whoever asks again gets it.
@@ -277,7 +259,11 @@ pub(super) fn uuid(text: &str) -> Result<Uuid, StoreError> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}"); // OK: writing to a String does not fail
+        hex
+    })
 }
 
 #[cfg(test)]

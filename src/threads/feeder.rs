@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(load.buffered_jobs(10), 100);
 
         for _ in 0..100 {
-            load.note(Duration::from_secs(60));
+            load.note(Duration::from_mins(1));
         }
         assert_eq!(load.buffered_jobs(10), 0);
     }

@@ -1,7 +1,9 @@
 //! What the program answers on the command line, and what it says when it cannot start.
 
+use std::slice::from_ref;
+
 use super::site::Site;
-use super::trilane::{Settings, SOON};
+use super::trilane::{SOON, Settings};
 
 /// An ODBC connection string to a port where nobody listens.
 const NO_SERVER: &str = "Driver={PostgreSQL Unicode};Server=127.0.0.1;Port=1;Database=x;UID=x;PWD=hunter2;";
@@ -15,7 +17,13 @@ fn check_shows_the_settings_without_secrets_and_tries_the_stores() {
     let ended = settings.run(site.folder(), &["check"]);
 
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for line in ["TRILANE_WORKERS = 7", "TRILANE_TICK_SECONDS = 120", "DB_CONNECTION = [redacted]", "database: ok, PostgreSQL", "redis: ok"] {
+    for line in [
+        "TRILANE_WORKERS = 7",
+        "TRILANE_TICK_SECONDS = 120",
+        "DB_CONNECTION = [redacted]",
+        "database: ok, PostgreSQL",
+        "redis: ok",
+    ] {
         assert!(ended.stdout.contains(line), "{line} is not in {}", ended.stdout);
     }
     let all = format!("{}{}", ended.stdout, ended.stderr);
@@ -26,7 +34,8 @@ fn check_shows_the_settings_without_secrets_and_tries_the_stores() {
 #[test]
 fn check_fails_where_a_store_does_not_answer_and_keeps_its_password() {
     let site = Site::sqlite();
-    let settings = Settings::default().with("DB_CONNECTION", NO_SERVER).with("REDIS_URL", "redis://:hunter2@127.0.0.1:1/");
+    let settings =
+        Settings::default().with("DB_CONNECTION", NO_SERVER).with("REDIS_URL", "redis://:hunter2@127.0.0.1:1/");
 
     let ended = settings.run(site.folder(), &["check"]);
 
@@ -56,14 +65,24 @@ fn without_migrations_an_empty_database_is_refused_with_advice_and_migrate_makes
 #[test]
 fn wrong_settings_are_told_all_at_once_with_the_nearest_name() {
     let site = Site::sqlite();
-    let settings = site.settings().with("TRILANE_WORKRES", 5).with("TRILANE_TICK_SECONDS", "often").with("TRILANE_HTTP_ADDR", "8080");
+    let settings = site
+        .settings()
+        .with("TRILANE_WORKRES", 5)
+        .with("TRILANE_TICK_SECONDS", "often")
+        .with("TRILANE_HTTP_ADDR", "8080");
 
     for arguments in [&[][..], &["check"], &["migrate"]] {
         let ended = settings.run(site.folder(), arguments);
 
         assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stderr.contains("TRILANE_WORKRES") && ended.stderr.contains("did you mean TRILANE_WORKERS?"), "{ended:?}");
-        assert!(ended.stderr.contains("TRILANE_TICK_SECONDS (often)") && ended.stderr.contains("TRILANE_HTTP_ADDR (8080)"), "{ended:?}");
+        assert!(
+            ended.stderr.contains("TRILANE_WORKRES") && ended.stderr.contains("did you mean TRILANE_WORKERS?"),
+            "{ended:?}"
+        );
+        assert!(
+            ended.stderr.contains("TRILANE_TICK_SECONDS (often)") && ended.stderr.contains("TRILANE_HTTP_ADDR (8080)"),
+            "{ended:?}"
+        );
     }
 }
 
@@ -109,7 +128,7 @@ fn without_a_database_named_the_jobs_are_in_a_file_that_the_next_start_finds() {
     let settings = Settings::default();
     let mut process = site.start(&settings);
     let id = process.enqueue_one(serde_json::json!({ "type": "send_email", "payload": "🦀" }));
-    process.wait_for_status(&[id.clone()], "completed");
+    process.wait_for_status(from_ref(&id), "completed");
     process.signal("TERM");
     assert_eq!(process.wait_for_exit(SOON), 0);
 

@@ -1,5 +1,6 @@
 //! Processes that are killed, or hang: their jobs run elsewhere, none is lost, and none ends twice.
 
+use std::slice::from_ref;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ fn jobs_of_a_killed_replica_run_on_another_after_their_lease() {
     let long = settings(&site).with("TRILANE_HANDLERS", site.gate_handlers("long")).with("TRILANE_WORKERS", 1);
     let long = site.start(&long);
     let kept = long.enqueue_one(json!({ "type": "long", "max_retries": 0 }));
-    long.wait_for_status(&[kept.clone()], "running");
+    long.wait_for_status(from_ref(&kept), "running");
     let Busy { mut process, gated, buffered } = Busy::start(&site, &settings(&site));
     let other = site.start(&settings(&site).with("TRILANE_HANDLERS", site.quick_handlers()));
 
@@ -85,7 +86,7 @@ fn a_process_killed_on_sqlite_does_the_rest_after_its_next_start() {
     let gate = settings(&site).with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_WORKERS", 1);
     let mut process = site.start(&gate);
     let running = process.enqueue_one(json!({ "type": "gate" }));
-    process.wait_for_status(&[running.clone()], "running");
+    process.wait_for_status(from_ref(&running), "running");
     let queued = process.enqueue(&vec![json!({ "type": "quick" }); 1_000]);
     let delayed = process.enqueue_one(json!({ "type": "quick", "delay_ms": 1_500, "priority": "low" }));
 

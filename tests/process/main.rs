@@ -1,5 +1,7 @@
 //! The real program, as processes that are started, stopped, killed and cut off from their stores.
 
+#![expect(clippy::panic, clippy::print_stderr, reason = "a test ends by a panic, and may tell on its way there")]
+
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/redis_server.rs"]

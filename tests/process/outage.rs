@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{SetOnDrop, load_the_machine};
 use super::redis_server::TestServer;
 use super::site::Site;
 use super::trilane::{SOON, Trilane, wait_for, wait_until};
+use super::{SetOnDrop, load_the_machine};
 
 const JOBS_PER_CALL: i64 = 20;
 
@@ -26,7 +26,9 @@ fn jobs_are_taken_and_run_while_redis_is_killed_and_after_it_is_back_empty() {
         submitted.load(Ordering::SeqCst)
     };
     let wait_for_completed = |count: i64| {
-        wait_until(Duration::from_secs(40), &format!("{count} jobs are completed"), || site.jobs("Status = 'completed'") >= count);
+        wait_until(Duration::from_secs(40), &format!("{count} jobs are completed"), || {
+            site.jobs("Status = 'completed'") >= count
+        });
     };
 
     thread::scope(|scope| {
@@ -54,7 +56,8 @@ fn jobs_are_taken_and_run_while_redis_is_killed_and_after_it_is_back_empty() {
 
     let count = submitted.load(Ordering::SeqCst);
     wait_for_completed(count);
-    let in_lanes = redis::cmd("DBSIZE").query::<i64>(&mut redis::Client::open(redis.url()).expect("a URL").get_connection().expect("it answers"));
+    let in_lanes = redis::cmd("DBSIZE")
+        .query::<i64>(&mut redis::Client::open(redis.url()).expect("a URL").get_connection().expect("it answers"));
     assert_eq!(in_lanes, Ok(1), "only the epoch: the lanes were used again and are empty");
     assert_eq!(site.jobs("1 = 1"), count);
     assert_eq!(site.number("select cast(sum(Completed) as bigint) from JobStats"), count, "each completed once");

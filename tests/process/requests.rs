@@ -1,5 +1,6 @@
 //! What clients ask for, over several processes.
 
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,7 +24,14 @@ fn a_call_repeated_with_its_idempotency_key_at_another_process_gets_the_first_an
     };
 
     let answers: Vec<_> = thread::scope(|scope| {
-        let calls: Vec<_> = (0..8).map(|number| scope.spawn({ let (call, body) = (&call, &body); move || call(number, body) })).collect();
+        let calls: Vec<_> = (0..8)
+            .map(|number| {
+                scope.spawn({
+                    let (call, body) = (&call, &body);
+                    move || call(number, body)
+                })
+            })
+            .collect();
         calls.into_iter().map(|call| call.join().expect("no panic")).collect()
     });
 
@@ -49,7 +57,7 @@ fn a_unique_key_is_refused_at_every_process_until_its_job_has_ended() {
     assert_eq!(refused.status, 409, "{}", refused.body);
     assert_eq!(refused.body["failed"][0]["existing_id"], json!(id));
     site.open_gate("gate");
-    one.wait_for_status(&[id.clone()], "completed");
+    one.wait_for_status(from_ref(&id), "completed");
     let again = other.enqueue_one(job);
     assert_ne!(again, id);
     other.wait_for_status(&[again], "completed");
@@ -82,11 +90,17 @@ fn a_dead_letter_that_is_retried_runs_again() {
     for site in [Site::postgres_and_redis(), Site::sqlite()] {
         let is_mended = Arc::new(AtomicBool::new(false));
         let is_mended_now = Arc::clone(&is_mended);
-        let upstream = Upstream::start(move |_| if is_mended_now.load(Ordering::SeqCst) { (200, None) } else { (400, None) });
+        let upstream = Upstream::start(move |_| {
+            if is_mended_now.load(Ordering::SeqCst) {
+                (200, None)
+            } else {
+                (400, None)
+            }
+        });
         let handlers = site.file("handlers.toml", &format!("[strict]\nhttp = {:?}\n", upstream.url("/strict")));
         let process = site.start(&site.settings().with("TRILANE_HANDLERS", handlers));
         let id = process.enqueue_one(json!({ "type": "strict", "payload": "kept" }));
-        process.wait_for_status(&[id.clone()], "failed");
+        process.wait_for_status(from_ref(&id), "failed");
         let letters = process.get("/failed-jobs").body;
         assert_eq!((&letters[0]["original_job_id"], &letters[1]), (&json!(id), &json!(null)), "{letters}");
 

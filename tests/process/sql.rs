@@ -47,7 +47,8 @@ fn are_run(sites: [Site; 2], settings: impl Fn(&Site) -> Settings, wakes: bool) 
             assert_eq!((text(&job["payload"]), text(&job["priority"])), (payload, &*priority.to_lowercase()));
         }
         let letters = process.get("/failed-jobs").body;
-        let reasons: Vec<&str> = letters.as_array().expect("an array").iter().map(|letter| text(&letter["reason"])).collect();
+        let reasons: Vec<&str> =
+            letters.as_array().expect("an array").iter().map(|letter| text(&letter["reason"])).collect();
         assert!(reasons.len() == 2 && reasons.iter().any(|reason| reason.contains("urgent")), "{reasons:?}");
         assert!(reasons.iter().any(|reason| reason.contains("JSON")), "{reasons:?}");
     }

@@ -57,7 +57,8 @@ fn a_stop_on_sqlite_leaves_buffered_jobs_to_the_next_start() {
 fn a_job_that_outlives_the_drain_time_runs_on_another_replica_at_once() {
     assert!(SOON < LEASE);
     let site = Site::postgres_and_redis();
-    let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 1);
+    let settings =
+        site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 1);
     let mut process = site.start(&settings);
     let id = process.enqueue_one(json!({ "type": "gate", "max_retries": 0 }));
     wait_until(SOON, "the command runs", || site.commands_at_gate("gate") > 0);
@@ -74,7 +75,8 @@ fn a_job_that_outlives_the_drain_time_runs_on_another_replica_at_once() {
 #[test]
 fn a_second_signal_leaves_at_once() {
     let site = Site::sqlite();
-    let settings = site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 600);
+    let settings =
+        site.settings().with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_DRAIN_SECONDS", 600);
     let mut process = site.start(&settings);
     let id = process.enqueue_one(json!({ "type": "gate" }));
     process.wait_for_status(&[id], "running");

@@ -49,7 +49,9 @@ fn start_to_the_millisecond(site: &Site) {
     let delayed = process.wait_for_status(&delayed, "completed");
     let timed = process.wait_for_status(&timed, "completed");
     let retried = process.wait_for_status(&retried, "completed");
-    assert!(delayed.iter().zip(0..).all(|(job, n)| millis(&job["run_at"]) - millis(&job["created_at"]) == 3_000 + 7 * n));
+    assert!(
+        delayed.iter().zip(0..).all(|(job, n)| millis(&job["run_at"]) - millis(&job["created_at"]) == 3_000 + 7 * n)
+    );
     assert_in_time("jobs with delay_ms", &delayed);
     assert_in_time("jobs with run_at", &timed);
     let waited = |job: &Value| millis(&job["run_at"]) - millis(&job["attempts"][0]["started_at"]);

@@ -7,7 +7,7 @@ use trilane::store::{Dialect, Options, Store};
 use uuid::Uuid;
 
 /// A store of a test's own.
-pub struct TestStore {
+pub(crate) struct TestStore {
     pub store: Store,
     pub connection_string: String,
     cleanup: Cleanup,
@@ -19,7 +19,7 @@ enum Cleanup {
 }
 
 /// SQLite and PostgreSQL, and SQL Server where `TRILANE_TEST_MSSQL` is set.
-pub fn dialects() -> Vec<Dialect> {
+pub(crate) fn dialects() -> Vec<Dialect> {
     let mut dialects = vec![Dialect::Sqlite, Dialect::Postgres];
     if std::env::var_os("TRILANE_TEST_MSSQL").is_some() {
         dialects.push(Dialect::Mssql);
@@ -28,7 +28,7 @@ pub fn dialects() -> Vec<Dialect> {
 }
 
 /// Runs `test` on a fresh store of every dialect that is given, and says which one failed.
-pub fn on_every_dialect(test: impl Fn(&Store)) {
+pub(crate) fn on_every_dialect(test: impl Fn(&Store)) {
     for dialect in dialects() {
         eprintln!("on {}", dialect.as_str());
         let fresh = TestStore::new(dialect);
@@ -39,7 +39,7 @@ pub fn on_every_dialect(test: impl Fn(&Store)) {
 
 impl TestStore {
     /// An empty database of this dialect, not migrated.
-    pub fn new(dialect: Dialect) -> TestStore {
+    pub(crate) fn new(dialect: Dialect) -> TestStore {
         let (connection_string, cleanup) = match dialect {
             Dialect::Sqlite => {
                 let folder = std::env::temp_dir().join(format!("trilane-{}", Uuid::new_v4()));
@@ -54,7 +54,7 @@ impl TestStore {
     }
 
     /// Another store on the same database, as another replica has it.
-    pub fn another(&self) -> Store {
+    pub(crate) fn another(&self) -> Store {
         open(&self.connection_string)
     }
 }
@@ -103,7 +103,7 @@ fn with_database(connection_string: &str, name: &str) -> String {
 }
 
 /// Runs SQL as a client of the database would, outside Trilane.
-pub fn execute(connection_string: &str, sql: &str) {
+pub(crate) fn execute(connection_string: &str, sql: &str) {
     try_execute(connection_string, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
@@ -115,18 +115,18 @@ fn try_execute(connection_string: &str, sql: &str) -> Result<(), odbc_api::Error
 }
 
 /// Runs batches of SQL on one connection, as a client does.
-pub fn execute_all(connection_string: &str, batches: &[&str]) {
+pub(crate) fn execute_all(connection_string: &str, batches: &[&str]) {
     let environment = odbc_api::environment().expect("unixODBC");
     let connection = environment
         .connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
         .expect("connects");
     for sql in batches.iter().filter(|sql| !sql.trim().is_empty()) {
-        connection.execute(sql, (), None).map(drop).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        drop(connection.execute(sql, (), None).unwrap_or_else(|error| panic!("{sql}: {error}")));
     }
 }
 
 /// The one number that a query outside Trilane returns.
-pub fn number(connection_string: &str, sql: &str) -> i64 {
+pub(crate) fn number(connection_string: &str, sql: &str) -> i64 {
     use odbc_api::Cursor as _;
     let environment = odbc_api::environment().expect("unixODBC");
     let connection = environment

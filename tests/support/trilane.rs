@@ -1,6 +1,7 @@
 //! The real program as a process of a test's own, and a client that talks to it.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -39,13 +40,8 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() ->
 pub(crate) struct Settings(BTreeMap<String, String>);
 
 impl Settings {
-    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Settings {
+    pub(crate) fn with(mut self, name: &str, value: impl Display) -> Settings {
         self.0.insert(name.to_owned(), value.to_string());
-        self
-    }
-
-    pub(crate) fn without(mut self, name: &str) -> Settings {
-        self.0.remove(name);
         self
     }
 
@@ -113,7 +109,8 @@ impl Trilane {
 
     fn served_address(&self) -> Option<String> {
         let lines = BufReader::new(File::open(&self.log).expect("the log")).lines();
-        let serving = lines.map_while(Result::ok).find(|line| line.contains(" serves ") && line.contains(" replica="))?;
+        let serving =
+            lines.map_while(Result::ok).find(|line| line.contains(" serves ") && line.contains(" replica="))?;
         serving.split(' ').find_map(|field| field.strip_prefix("address=")).map(str::to_owned)
     }
 

@@ -36,7 +36,8 @@ impl Upstream {
     pub(crate) fn start(reply: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
-        let shared = Arc::new(Shared { reply: Box::new(reply), calls: Mutex::default(), is_over: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Shared { reply: Box::new(reply), calls: Mutex::default(), is_over: AtomicBool::new(false) });
         let server = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {

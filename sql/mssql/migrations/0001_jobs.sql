@@ -52,7 +52,9 @@ SELECT @grants = @grants + CASE p.state WHEN 'W' THEN N'GRANT' ELSE p.state_desc
     + CASE p.state WHEN 'W' THEN N' WITH GRANT OPTION; ' ELSE N'; ' END
 FROM sys.database_permissions AS p
 INNER JOIN sys.database_principals AS u ON u.principal_id = p.grantee_principal_id
-WHERE p.class = 1 AND p.minor_id = 0 AND p.major_id IN (OBJECT_ID(N'Jobs', N'U'), OBJECT_ID(N'FailedJobs', N'U'));
+-- Nobody may grant to himself; who can migrate does not need it.
+WHERE p.class = 1 AND p.minor_id = 0 AND p.grantee_principal_id <> USER_ID()
+    AND p.major_id IN (OBJECT_ID(N'Jobs', N'U'), OBJECT_ID(N'FailedJobs', N'U'));
 
 IF OBJECT_ID(N'Jobs', N'U') IS NOT NULL
     EXEC sp_rename N'Jobs', N'JobsBeforeTrilane', N'OBJECT';
@@ -120,14 +122,14 @@ CREATE TABLE Leases (
 -- in blanks at their end is what KeyBytes (DATALENGTH of the key) is for.
 CREATE TABLE JobKeys (
     UniqueKey nvarchar(400)    COLLATE Latin1_General_100_BIN2 NOT NULL,
-    KeyBytes  smallint         NOT NULL,
+    KeyBytes  int              NOT NULL,
     JobId     uniqueidentifier NOT NULL,
     CONSTRAINT JobKeys_UniqueKey PRIMARY KEY CLUSTERED (UniqueKey, KeyBytes)
 );
 
 CREATE TABLE IdempotencyKeys (
     IdempotencyKey nvarchar(400) COLLATE Latin1_General_100_BIN2 NOT NULL,
-    KeyBytes       smallint      NOT NULL,
+    KeyBytes       int           NOT NULL,
     RequestHash    char(64)      NOT NULL,
     Results        nvarchar(max) NOT NULL,
     CreatedAt      datetime2(3)  NOT NULL DEFAULT SYSUTCDATETIME(),
