@@ -175,11 +175,11 @@ impl Service {
     /// Stops in this order, so that nothing is begun that cannot be finished, and every outcome finds a finisher:
     ///
     /// 1. the feeder claims nothing more; `/readyz` says no
-    /// 2. requests under way are answered, the port is closed, what was submitted is stored
+    /// 2. requests under way are answered, all that come later are refused with 503, what was submitted is stored
     /// 3. claimed jobs that were not begun are given back
     /// 4. running jobs get the drain time; then they are told to stop
     /// 5. outcomes are stored; what is still not done is given back
-    /// 6. keeper and scheduler end, the timers' ids are given back, the replica is forgotten
+    /// 6. keeper and scheduler end, the timers' ids are given back, the replica is forgotten; the port is closed
     pub fn stop(self) {
         notify(sd_notify::NotifyState::Stopping);
         let started = Instant::now();
@@ -189,7 +189,11 @@ impl Service {
             running.feeder.stop();
             self.lifecycle.interrupt();
         }
-        let open_requests = self.http.stop(started + HTTP_STOP_WAIT.min(self.drain.max(Duration::from_secs(1))));
+        let http_deadline = started + HTTP_STOP_WAIT.min(self.drain.max(Duration::from_secs(1)));
+        let refusing = self.http.refuse_late(http_deadline);
+        let refusing =
+            refusing.inspect_err(|error| log::warn!(error:% = error; "requests that come late are not answered"));
+        let open_requests = self.http.stop(http_deadline);
         if open_requests > 0 {
             log::warn!(requests = open_requests; "requests were not answered in time");
         }
@@ -208,6 +212,7 @@ impl Service {
         } else if let Err(error) = self.lifecycle.leave(&self.held.take_ended()) {
             log::warn!(error:% = error; "the replica could not say that it leaves; the others will notice");
         }
+        drop(refusing);
         log::info!(stop_ms:? = started.elapsed().as_millis(); "stopped");
     }
 }
@@ -291,12 +296,13 @@ fn give_back(
         Ok(count) => {
             Metrics::add(&metrics.released, count);
             log::info!(jobs = count; "{what}");
+            // Only now: a lease that is settled is removed, and then nobody would find its jobs.
+            held.settle(jobs);
         }
         Err(error) => {
             log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out");
         }
     }
-    held.settle(jobs);
 }
 
 fn api_options(settings: &Settings) -> ApiOptions {

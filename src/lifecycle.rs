@@ -73,6 +73,8 @@ impl Lifecycle {
     /// Brings store and lanes together.
     pub fn new(store: Store, lanes: Lanes, policy: Policy) -> Lifecycle {
         Lifecycle {
+            // The database may have been away until just now.
+            no_expiry_before: Mutex::new(Instant::now() + policy.lease),
             store,
             lanes,
             policy,
@@ -80,7 +82,6 @@ impl Lifecycle {
             lanes_outage: Outage::new("Redis"),
             leases_expired: AtomicBool::new(true),
             replicas_dead: AtomicBool::new(true),
-            no_expiry_before: Mutex::new(Instant::now()),
             cut: [const { AtomicBool::new(false) }; 3],
             new_epoch: Mutex::new(None),
         }

@@ -6,6 +6,7 @@
 -- The hints, each for one reason:
 --   OPTION (LOOP JOIN, FORCE ORDER)  behind FROM OPENJSON … INNER JOIN Jobs: each id given is sought by the clustered key, whatever the statistics
 --                                    say. They are always stale in a queue, and one plan that reads the whole table locks all of it.
+--   OPTION (LOOP JOIN)               where the table is not in FROM: the same, as soon as it has more rows than a page or two.
 --   FORCESEEK                        as above, for the table's side: no scan, even when the plan is made while the table is empty.
 --   ROWLOCK                          no page locks: READPAST passes over rows only.
 --   UPDLOCK                          a row picked is still free when it is changed; with RCSI the read would otherwise see an old version.
@@ -16,11 +17,14 @@
 -- Under a binary collation SUBSTRING counts the same everywhere, where _SC collations would count an emoji once.
 -- A database that takes no notice of lock hints stays correct: every change checks again what its row must be.
 --
--- In FROM … JOIN the table to be changed is named, not aliased, and is the last: no other form is understood alike everywhere.
+-- A change that returns rows (OUTPUT) does not name its table in FROM, but joins it in WHERE: then what WHERE asks is asked again of a row
+-- that was waited for, also where the server would otherwise read a version from before the wait. Any other change names it in FROM, last and
+-- without an alias. No other forms are understood alike everywhere.
 
 -- define later: DATEADD(millisecond, @ms % 1000, DATEADD(second, @ms / 1000 % 86400, DATEADD(day, @ms / 86400000, @now)))
 -- define ago: DATEADD(millisecond, -(@ms % 1000), DATEADD(second, -(@ms / 1000 % 86400), DATEADD(day, -(@ms / 86400000), @now)))
 -- define seek: OPTION (LOOP JOIN, FORCE ORDER)
+-- define loop: OPTION (LOOP JOIN)
 -- define free: DispatchedAt IS NULL AND (Priority < N'high' OR Priority > N'high' AND Priority < N'low' OR Priority > N'low' AND Priority < N'medium' OR Priority > N'medium')
 -- define texts: @texts COLLATE Latin1_General_100_BIN2
 -- define lane: LOWER(LTRIM(RTRIM(Priority)) COLLATE Latin1_General_100_BIN2)
@@ -153,12 +157,8 @@ SELECT RequestHash, Results FROM IdempotencyKeys WHERE IdempotencyKey = @key AND
 
 -- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names, as the
 -- collation sees them: a seek. Where it takes HIGH for high there is nothing to find; then dispatch does it. In steps, so that no lock escalates.
-WHILE 1 = 1
-BEGIN
-    UPDATE TOP (1000) Jobs SET Priority = {lane}, UpdatedAt = SYSUTCDATETIME()
-    WHERE {free} AND {lane} IN (N'high', N'medium', N'low');
-    IF @@ROWCOUNT < 1000 BREAK;
-END
+UPDATE TOP (1000) Jobs SET Priority = {lane}, UpdatedAt = SYSUTCDATETIME()
+WHERE {free} AND {lane} IN (N'high', N'medium', N'low')
 
 -- odd_lanes: jobs of no known lane.
 -- Params: 1 limit.  Returns seq, lane.
@@ -169,12 +169,11 @@ SELECT TOP (?) Seq, Priority FROM Jobs WITH (FORCESEEK) WHERE {free}
 DECLARE @error nvarchar(max) = ?;
 DECLARE @seqs nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-UPDATE Jobs SET Status = N'failed', LastError = @error, DispatchedAt = @now, FinishedAt = @now, UpdatedAt = @now
+UPDATE Jobs WITH (ROWLOCK) SET Status = N'failed', LastError = @error, DispatchedAt = @now, FinishedAt = @now, UpdatedAt = @now
 OUTPUT inserted.Seq
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
-WHERE Jobs.Status NOT IN (N'running', N'completed', N'failed', N'cancelled')
-{seek}
+WHERE Jobs.Seq = g.seq AND Jobs.Status NOT IN (N'running', N'completed', N'failed', N'cancelled')
+{loop}
 
 -- due: locks what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival. What another replica dispatches is left out.
 -- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
@@ -191,13 +190,12 @@ ORDER BY RunAt, Seq
 DECLARE @replica bigint = ?;
 DECLARE @seqs nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-UPDATE Jobs SET DispatchedAt = CASE WHEN RunAt > @now THEN RunAt ELSE @now END, DispatchedBy = @replica,
-                Priority = {lane}, Status = {status}, UpdatedAt = @now
+UPDATE Jobs WITH (ROWLOCK) SET DispatchedAt = CASE WHEN RunAt > @now THEN RunAt ELSE @now END, DispatchedBy = @replica,
+                               Priority = {lane}, Status = {status}, UpdatedAt = @now
 OUTPUT inserted.Seq, DATEDIFF_BIG(millisecond, @now, inserted.DispatchedAt)
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
-WHERE Jobs.DispatchedAt IS NULL
-{seek}
+WHERE Jobs.Seq = g.seq AND Jobs.DispatchedAt IS NULL
+{loop}
 
 -- starved: which of the given jobs have been waiting longer than a time.
 -- Params: 1 seqs (array)  2 time_ms.  Returns seq.
@@ -222,7 +220,8 @@ SET @now = SYSUTCDATETIME();
 SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
 SET @ms = ?;
 DECLARE @before datetime2(3) = {ago};
-SELECT TOP (?) Seq FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
+-- READCOMMITTEDLOCK waits for a claim under way, which may yet be undone: a row passed over here would be behind SweptTo for good.
+SELECT TOP (?) Seq FROM Jobs WITH (READCOMMITTEDLOCK, FORCESEEK)
 WHERE Priority = @lane AND DispatchedAt > @from AND DispatchedAt < @before AND Status IN (N'queued', N'retrying')
 ORDER BY DispatchedAt
 
@@ -243,7 +242,7 @@ WHERE Priority IN (N'high', N'medium', N'low') AND DispatchedAt > @dispatched_af
 DECLARE @seqs nvarchar(max) = ?;
 UPDATE Jobs SET DispatchedAt = NULL, DispatchedBy = NULL, UpdatedAt = SYSUTCDATETIME()
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
 WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.DispatchedAt IS NOT NULL
 {seek}
 
@@ -253,10 +252,11 @@ DECLARE @now datetime2(3) = SYSUTCDATETIME();
 SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
 DECLARE @ms bigint = ?;
 DECLARE @swept_to datetime2(3) = {ago};
-UPDATE Lanes SET SweptTo = @swept_to WHERE Lane = ? AND SweptTo < @swept_to
+UPDATE Lanes SET SweptTo = @swept_to WHERE Lane = ? AND (SweptTo < @swept_to OR SweptTo > SYSUTCDATETIME())
 
 -- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
--- READPAST: a row that another session holds is being claimed there; waiting for it would only lose a moment later.
+-- READPAST: a row that another session holds is being claimed there; waiting for it would only lose a moment later. What was taken is what
+-- bears the token, which is new.
 -- Params: 1 replica  2 lease_ms  3 seqs (JSON array, up to 1,000)  4 early_ms.
 -- Returns token, seq, id, type, payload, lane, retry_count, max_retries, timeout_ms, unique_key, created_ms.
 DECLARE @replica bigint = ?;
@@ -272,11 +272,15 @@ INSERT INTO Leases (ReplicaId, LeaseUntil, Seqs) VALUES (@replica, @lease_until,
 SET @token = SCOPE_IDENTITY();
 UPDATE Jobs SET Status = N'running', StartedAt = @now, UpdatedAt = @now, LeaseToken = @token, LeasedBy = @replica,
                 DispatchedAt = ISNULL(DispatchedAt, @now)
-OUTPUT inserted.LeaseToken, inserted.Seq, inserted.Id, inserted.Type, inserted.Payload, inserted.Priority, inserted.RetryCount,
-       inserted.MaxRetries, inserted.TimeoutMs, inserted.UniqueKey, DATEDIFF_BIG(millisecond, '19700101', inserted.CreatedAt)
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 INNER JOIN Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
 WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.RunAt <= @due
+{seek};
+SELECT j.LeaseToken, j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.RetryCount, j.MaxRetries, j.TimeoutMs, j.UniqueKey,
+       DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt)
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
+WHERE j.LeaseToken = @token
 {seek};
 COMMIT TRANSACTION
 
@@ -298,27 +302,24 @@ WHERE ReplicaId = ? AND Token NOT IN (SELECT k.token FROM OPENJSON(?) WITH (toke
 DECLARE @held nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-UPDATE Jobs SET Status = CASE WHEN RetryCount > 0 THEN N'retrying' ELSE N'queued' END, LeasedBy = NULL, StartedAt = NULL,
-                DispatchedAt = @now, DispatchedBy = @replica, UpdatedAt = @now
+UPDATE Jobs WITH (ROWLOCK) SET Status = CASE WHEN RetryCount > 0 THEN N'retrying' ELSE N'queued' END, LeasedBy = NULL, StartedAt = NULL,
+                               DispatchedAt = @now, DispatchedBy = @replica, UpdatedAt = @now
 OUTPUT inserted.Seq, inserted.Priority
 FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = h.seq
-WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
-{seek}
+WHERE Jobs.Seq = h.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
+{loop}
 
 -- complete: marks running jobs as completed, each under its own token.
 -- Params: 1 held (JSON array of [token, seq]).  Returns seq.
 DECLARE @held nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-UPDATE Jobs SET Status = N'completed', FinishedAt = @now, UpdatedAt = @now
+UPDATE Jobs WITH (ROWLOCK) SET Status = N'completed', FinishedAt = @now, UpdatedAt = @now
 OUTPUT inserted.Seq
 FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = h.seq
-WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
-{seek}
+WHERE Jobs.Seq = h.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
+{loop}
 
 -- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
--- In two changes: the first is the fence, and tells which rows are ours; the second gives each what is its own.
 -- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 texts  3 replica  4 horizon_ms (null: dispatch none).
 -- Returns seq, due_in_ms (null: not dispatched).
 DECLARE @failures nvarchar(max) = ?;
@@ -326,33 +327,22 @@ DECLARE @texts nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
 DECLARE @horizon_ms bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-DECLARE @failed TABLE (Seq bigint NOT NULL PRIMARY KEY);
-BEGIN TRANSACTION;
-UPDATE Jobs SET Status = N'retrying', UpdatedAt = @now
-OUTPUT inserted.Seq INTO @failed (Seq)
-FROM OPENJSON(@failures) WITH (seq bigint '$.seq', token bigint '$.token') AS f
-INNER JOIN Jobs WITH (UPDLOCK, ROWLOCK, FORCESEEK) ON Jobs.Seq = f.seq
-WHERE Jobs.Status = N'running' AND Jobs.LeaseToken = f.token
-{seek};
-UPDATE Jobs SET
+UPDATE Jobs WITH (ROWLOCK) SET
     Status = CASE WHEN f.bury = 1 THEN N'failed' ELSE N'retrying' END,
     RetryCount = CASE WHEN f.bury = 1 THEN Jobs.RetryCount ELSE Jobs.RetryCount + 1 END,
-    LastError = SUBSTRING({texts}, f.error_begin, f.error_length),
+    LastError = SUBSTRING({texts}, f.error_begin, f.error_length), UpdatedAt = @now,
     FinishedAt = CASE WHEN f.bury = 1 THEN @now END,
     RunAt = CASE WHEN f.bury = 1 THEN Jobs.RunAt ELSE r.run_at END,
-    DispatchedAt = CASE WHEN f.bury = 1 THEN Jobs.DispatchedAt WHEN f.delay_ms <= @horizon_ms THEN r.run_at END,
-    DispatchedBy = CASE WHEN f.bury = 1 THEN Jobs.DispatchedBy WHEN f.delay_ms <= @horizon_ms THEN @replica END
+    DispatchedAt = CASE WHEN f.bury = 1 THEN Jobs.DispatchedAt WHEN r.due_in_ms IS NOT NULL THEN r.run_at END,
+    DispatchedBy = CASE WHEN f.bury = 1 THEN Jobs.DispatchedBy WHEN r.due_in_ms IS NOT NULL THEN @replica END
+OUTPUT inserted.Seq, r.due_in_ms
 FROM OPENJSON(@failures) WITH (
-    seq bigint '$.seq', bury bit '$.bury', error_begin int '$.error[0]', error_length int '$.error[1]', delay_ms bigint '$.delay_ms') AS f
-CROSS APPLY (SELECT DATEADD(millisecond, f.delay_ms % 1000, DATEADD(second, f.delay_ms / 1000 % 86400, DATEADD(day, f.delay_ms / 86400000, @now))) AS run_at) AS r
-INNER JOIN @failed AS o ON o.Seq = f.seq
-INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = o.Seq
-{seek};
-SELECT o.Seq, CASE WHEN f.bury = 0 AND f.delay_ms <= @horizon_ms THEN f.delay_ms END
-FROM OPENJSON(@failures) WITH (seq bigint '$.seq', bury bit '$.bury', delay_ms bigint '$.delay_ms') AS f
-INNER JOIN @failed AS o ON o.Seq = f.seq
-{seek};
-COMMIT TRANSACTION
+    seq bigint '$.seq', token bigint '$.token', bury bit '$.bury', error_begin int '$.error[0]', error_length int '$.error[1]',
+    delay_ms bigint '$.delay_ms') AS f
+CROSS APPLY (SELECT CASE WHEN f.bury = 0 AND f.delay_ms <= @horizon_ms THEN f.delay_ms END AS due_in_ms,
+                    DATEADD(millisecond, f.delay_ms % 1000, DATEADD(second, f.delay_ms / 1000 % 86400, DATEADD(day, f.delay_ms / 86400000, @now))) AS run_at) AS r
+WHERE Jobs.Seq = f.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = f.token
+{loop}
 
 -- attempts_add: keeps the errors of failed attempts.
 -- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 texts.
@@ -412,11 +402,11 @@ DECLARE @ms bigint = ?;
 DECLARE @tokens nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @lease_until datetime2(3) = {later};
-UPDATE Leases SET LeaseUntil = @lease_until
+UPDATE Leases WITH (ROWLOCK) SET LeaseUntil = @lease_until
 OUTPUT inserted.Token
 FROM OPENJSON(@tokens) WITH (token bigint '$') AS h
-INNER JOIN Leases WITH (ROWLOCK, FORCESEEK) ON Leases.Token = h.token
-{seek}
+WHERE Leases.Token = h.token
+{loop}
 
 -- leases_end: removes leases whose jobs all have their outcome.
 -- Params: 1 tokens (array).

@@ -85,8 +85,9 @@ insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?,
 select RequestHash, Results from IdempotencyKeys where IdempotencyKey = ?
 
 -- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names: a seek.
+-- In steps, each of one batch.
 update Jobs set Priority = lower(trim(Priority)), UpdatedAt = now()
-where {free} and lower(trim(Priority)) in ('high', 'medium', 'low')
+where Seq = any(array(select Seq from Jobs where {free} and lower(trim(Priority)) in ('high', 'medium', 'low') limit 1000))
 
 -- odd_lanes: jobs of no known lane.
 -- Params: 1 limit.  Returns seq, lane.
@@ -114,21 +115,21 @@ returning Seq, cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as big
 -- Params: 1 seqs (array)  2 time_ms.  Returns seq.
 select Seq from Jobs where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and RunAt < now() - ? * {ms}
 
--- lost: locks dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
+-- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
 -- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing).
 -- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
 select Seq from Jobs
 where Priority = ? and DispatchedAt > (select SweptTo - ? * {ms} from Lanes where Lane = ?)
   and DispatchedAt < case when ? = -1 then now() else (select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?) end - ? * {ms}
   and Status in ('queued', 'retrying')
-order by DispatchedAt limit ? for update skip locked
+order by DispatchedAt limit ?
 
--- lost_with_replica: locks ids that wait in the timers of a dead replica, or of the given one.
+-- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one.
 -- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
 select Seq from Jobs
 where Priority in ('high', 'medium', 'low') and DispatchedAt > now() - ? * {ms} and Status in ('queued', 'retrying')
   and (DispatchedBy not in (select Id from Replicas where SeenAt >= now() - ? * {ms}) or DispatchedBy = ? and DispatchedAt > now())
-limit ? for update skip locked
+limit ?
 
 -- recall: gives ids back to dispatch.
 -- Params: 1 seqs (array).
@@ -137,7 +138,7 @@ where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and Di
 
 -- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
 -- Params: 1 head  2 head  3 grace_ms  4 lane.
-update Lanes set SweptTo = greatest(SweptTo, case when ? = -1 then now() else coalesce((select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?), SweptTo) end - ? * {ms})
+update Lanes set SweptTo = least(now(), greatest(SweptTo, case when ? = -1 then now() else coalesce((select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?), SweptTo) end - ? * {ms}))
 where Lane = ?
 
 -- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.

@@ -88,8 +88,9 @@ insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?,
 select RequestHash, Results from IdempotencyKeys where IdempotencyKey = ?
 
 -- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names, each a seek of its own.
+-- In steps, each of one batch.
 update Jobs set Priority = lower(trim(Priority)), UpdatedAt = {now}
-where {free} and lower(trim(Priority)) in ('high', 'medium', 'low')
+where Seq in (select Seq from Jobs where {free} and lower(trim(Priority)) in ('high', 'medium', 'low') limit 1000)
 
 -- odd_lanes: jobs of no known lane.
 -- Params: 1 limit.  Returns seq, lane.
@@ -144,7 +145,7 @@ where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying
 
 -- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
 -- Params: 1 head  2 head  3 grace_ms  4 lane.
-update Lanes set SweptTo = max(SweptTo, case when ? = -1 then {now} else coalesce((select min(DispatchedAt, {now}) from Jobs where Seq = ?), SweptTo) end - ?)
+update Lanes set SweptTo = min({now}, max(SweptTo, case when ? = -1 then {now} else coalesce((select min(DispatchedAt, {now}) from Jobs where Seq = ?), SweptTo) end - ?))
 where Lane = ?
 
 -- lease_add: begins a lease.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
 use crate::job::{ClaimedJob, Lane, Seq, Token};
-use crate::queue::QueueError;
+use crate::queue::{POP_IDS_MAX, QueueError};
 use crate::store::{BATCH_MAX, Outcome, Released, StoreError};
 
 /// Jobs that were claimed together.
@@ -39,7 +39,7 @@ impl Lifecycle {
         };
         let Some((lane, seqs)) = popped else { return Ok(Some(Popped::default())) };
         let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
-        let drained = seqs.len() < asked && self.cut[lane.index()].load(Ordering::Relaxed);
+        let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut[lane.index()].load(Ordering::Relaxed);
         let valid_until = Instant::now() + self.policy.lease;
         let jobs = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
             Ok(jobs) => jobs,

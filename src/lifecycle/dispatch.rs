@@ -70,6 +70,20 @@ impl Lifecycle {
         Ok(())
     }
 
+    /// Whether more is due in a lane than was pushed.
+    pub fn is_cut(&self) -> bool {
+        self.cut.iter().any(|cut| cut.load(Ordering::Relaxed))
+    }
+
+    /// Whether a lane that was cut has become half empty, so that the scheduler has to tick.
+    pub fn runs_dry(&self) -> bool {
+        let half = u64::try_from(self.policy.lane_buffer_max / 2).unwrap_or(u64::MAX);
+        let runs_dry = |lengths: [u64; 3]| {
+            self.cut.iter().zip(lengths).any(|(cut, length)| cut.load(Ordering::Relaxed) && length <= half)
+        };
+        self.is_cut() && self.lane_lengths().is_some_and(runs_dry)
+    }
+
     pub(super) fn push_or_keep(&self, lane: Lane, due: &[Due]) {
         let (now, later): (Vec<&Due>, Vec<&Due>) = due.iter().partition(|due| due.in_ms == 0);
         for due in later {

@@ -19,6 +19,8 @@ struct State {
     leases: HashMap<Token, Lease>,
     // Leases without jobs, to be removed from the table.
     ended: Vec<Token>,
+    // Leases left to run out.
+    forsaken: Vec<Token>,
     // At a stop nothing more is begun.
     closed: bool,
 }
@@ -26,6 +28,7 @@ struct State {
 struct Lease {
     valid_until: Instant,
     jobs: HashMap<Seq, Standing>,
+    is_forsaken: bool,
 }
 
 enum Standing {
@@ -40,7 +43,11 @@ impl Held {
     pub fn add(&self, jobs: &[ClaimedJob], valid_until: Instant) {
         let mut state = self.lock();
         for job in jobs {
-            let lease = state.leases.entry(job.token).or_insert_with(|| Lease { valid_until, jobs: HashMap::new() });
+            let lease = state.leases.entry(job.token).or_insert_with(|| Lease {
+                valid_until,
+                jobs: HashMap::new(),
+                is_forsaken: false,
+            });
             lease.jobs.insert(job.seq, Standing::Buffered);
         }
     }
@@ -73,20 +80,38 @@ impl Held {
             let Some(lease) = state.leases.get_mut(&token) else { continue };
             lease.jobs.remove(&seq);
             if lease.jobs.is_empty() {
+                let is_forsaken = lease.is_forsaken;
                 state.leases.remove(&token);
-                state.ended.push(token);
+                let list = if is_forsaken {
+                    &mut state.forsaken
+                } else {
+                    &mut state.ended
+                };
+                list.push(token);
             }
         }
     }
 
-    /// Leaves a job to its lease: it is not renewed any more, and runs out with all its jobs.
-    pub fn forsake(&self, token: Token) {
-        self.lose(&[token]);
+    /// Forgets a job whose outcome the database refuses: once the other jobs of its lease are settled, the lease is not renewed any more, and
+    /// the job counts as lost when it runs out.
+    pub fn forsake(&self, seq: Seq, token: Token) {
+        let mut state = self.lock();
+        if let Some(lease) = state.leases.get_mut(&token) {
+            lease.is_forsaken = true;
+        }
+        drop(state);
+        self.settle([(seq, token)]);
     }
 
     /// The leases to be renewed.
     pub fn tokens(&self) -> Vec<Token> {
         self.lock().leases.keys().copied().collect()
+    }
+
+    /// The leases that this replica knows to be its own: those to be renewed, and those left to run out.
+    pub fn known(&self) -> Vec<Token> {
+        let state = self.lock();
+        state.leases.keys().chain(&state.forsaken).copied().collect()
     }
 
     /// All of `tokens` were renewed until `valid_until`.

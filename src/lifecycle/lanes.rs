@@ -85,6 +85,10 @@ impl Lifecycle {
     pub(super) fn begin_epoch_if_none(&self) -> Result<Option<String>, QueueError> {
         let found = self.lanes.epoch()?;
         let mut new_epoch = lock(&self.new_epoch);
+        if let Some(name) = found.as_ref().filter(|_| self.lanes_are_away()) {
+            // A server that answers may still refuse to be written to (full, read-only); this would be refused too.
+            self.lanes.begin_epoch(name)?;
+        }
         if found.is_some() && found != *new_epoch {
             *new_epoch = None; // Another replica began it, and recalls.
             return Ok(None);

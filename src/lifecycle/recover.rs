@@ -10,19 +10,18 @@ use crate::store::{BATCH_MAX, Expired, StoreError};
 
 /// An id may be on its way between a lane and its claim for this long before it counts as lost.
 const LOST_GRACE: Duration = Duration::from_secs(10);
+/// After an outage the replicas that held on have reached the database again within this time.
+const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
-    /// Gives back to dispatch what was dispatched and is in no lane any more. `deep` also looks at what was dispatched within the last day,
-    /// once at a start.
+    /// Gives back to dispatch what was dispatched and is in no lane any more. `deep` also looks at farther back, once at a
+    /// start.
     ///
     /// # Errors
     /// As every call of the store.
     pub fn recall_lost(&self, deep: bool) -> Result<(), StoreError> {
         if self.lanes_are_away() {
             return self.recall_all(); // So that the feeders find it in the table.
-        }
-        if !self.policy.lanes_are_shared {
-            return Ok(()); // Lanes in the process lose nothing while it lives; at its start `watch_lanes` recalls all.
         }
         let state = match self.lanes.state() {
             Ok(state) => state,
@@ -62,7 +61,7 @@ impl Lifecycle {
 
     /// The database is back after an outage: for the length of one lease no lease is ended, for their replicas could not renew them either.
     pub fn defer_expiry(&self) {
-        *lock(&self.no_expiry_before) = Instant::now() + self.policy.lease;
+        *lock(&self.no_expiry_before) = Instant::now() + self.policy.lease.max(RECONNECT_MAX);
     }
 
     /// Takes over from dead replicas, where a beat has seen one (or this replica has just started): the ids in their timers, and (where each process has lanes of its own) in their lanes.
@@ -82,6 +81,11 @@ impl Lifecycle {
         Ok(())
     }
 
+    /// When [`Lifecycle::expire`] has something to do, as far as is known.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.leases_expired.load(Ordering::Acquire).then(|| *lock(&self.no_expiry_before))
+    }
+
     /// Ends leases that ran out, where a beat has seen one (or this replica has just started); their jobs count one failed attempt, by `verdict`. What retries is dispatched by the next tick.
     ///
     /// # Errors
@@ -93,12 +97,12 @@ impl Lifecycle {
         }
         loop {
             let expired = self.store.expire(self.policy.replica, &verdict)?;
-            for job in &expired {
-                log::warn!(job:% = job.id, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
-            }
-            if expired.is_empty() {
+            let Some(expired) = expired else {
                 self.leases_expired.store(false, Ordering::Release);
                 return Ok(count);
+            };
+            for job in &expired {
+                log::warn!(job:% = job.id, "type" = job.job_type.as_str(), replica:% = job.replica; "worker lost: the lease of a job ran out");
             }
             count += expired.len();
         }

@@ -1,6 +1,5 @@
 //! From the table to the lanes: finding what is due, marking it as dispatched, and taking back what got lost on the way.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use super::batch::json;
@@ -37,11 +36,13 @@ pub struct Dispatched {
     pub seen: usize,
 }
 
+/// Batches that one call makes regular at most; the rest follows with the next tick.
+const REGULARISE_STEPS_MAX: usize = 100;
 /// How far [`Store::recall_lost`] looks back where it looks deep: longer than a machine is likely to have stood still.
-const STANDSTILL_MAX: Duration = Duration::from_hours(1);
+const STANDSTILL_MAX: Duration = Duration::from_mins(10);
 /// How far [`Store::recall_lost`] looks back behind the point up to which a lane was swept: longer than a submission's transaction
 /// can stay open, by the time limits of a session.
-const OPEN_TRANSACTION_MAX: Duration = Duration::from_mins(10);
+const OPEN_TRANSACTION_MAX: Duration = Duration::from_mins(2);
 
 impl Store {
     /// Makes lanes regular that plain SQL wrote in other letters, and finds jobs of no known lane, up to [`BATCH_MAX`].
@@ -49,24 +50,30 @@ impl Store {
     /// # Errors
     /// As every call of the store.
     pub fn regularise(&self) -> Result<Vec<OddRow>, StoreError> {
-        let before: HashSet<Seq> = self.odd_lanes()?.into_iter().map(|row| row.seq).collect();
-        if before.is_empty() {
-            return Ok(Vec::new());
+        for _ in 0..REGULARISE_STEPS_MAX {
+            let (mendable, odd) = self.odd_lanes()?;
+            if mendable == 0 {
+                return Ok(odd);
+            }
+            self.write_one(|session| session.execute("regularise", &[]))?;
         }
-        self.write_one(|session| session.execute("regularise", &[]))?;
-        // What came after the update is not odd, only not seen to yet.
-        Ok(self.odd_lanes()?.into_iter().filter(|row| before.contains(&row.seq)).collect())
+        Ok(Vec::new())
     }
 
-    fn odd_lanes(&self) -> Result<Vec<OddRow>, StoreError> {
+    /// How many of the jobs in no lane have only written its name otherwise, and the rest.
+    fn odd_lanes(&self) -> Result<(usize, Vec<OddRow>), StoreError> {
         self.read(|session| {
-            let mut odd = Vec::new();
+            let (mut mendable, mut odd) = (0, Vec::new());
             session.query("odd_lanes", &[limit(BATCH_MAX)], |row| {
                 let (seq, lane) = (Seq(row.int(1)?), row.text(2)?);
-                odd.push(OddRow { seq, reason: format!("priority {lane:?} is none of high, medium, low") });
+                if Lane::parse(lane.trim_matches(' ')).is_some() {
+                    mendable += 1;
+                } else {
+                    odd.push(OddRow { seq, reason: format!("priority {lane:?} is none of high, medium, low") });
+                }
                 Ok(())
             })?;
-            Ok(odd)
+            Ok((mendable, odd))
         })
     }
 

@@ -98,7 +98,7 @@ impl Store {
 
     /// Ends leases that ran out, and lets `verdict` decide what becomes of the jobs still running under them.
     ///
-    /// Returns the jobs that were taken back. As many as a full round can mean that more are left.
+    /// Returns the jobs that were taken back, which may be none where their outcomes had come; `None` if no lease had run out.
     ///
     /// # Errors
     /// As every call of the store.
@@ -106,12 +106,12 @@ impl Store {
         &self,
         replica: ReplicaId,
         verdict: impl Fn(&Expired) -> Verdict,
-    ) -> Result<Vec<Expired>, StoreError> {
+    ) -> Result<Option<Vec<Expired>>, StoreError> {
         self.write(|session| {
             let mut taken = Vec::new();
             let leases = leases(session, "leases_expired", &[limit(EXPIRED_MAX)])?;
             if leases.is_empty() {
-                return Ok(taken);
+                return Ok(None);
             }
             // Ended before its jobs are judged: a replica that wakes up now finds its lease gone.
             let tokens = id_list(session.dialect(), leases.iter().map(|lease| lease.token.0));
@@ -121,7 +121,7 @@ impl Store {
                 finish(session, &outcomes, replica, None)?;
                 taken.extend(expired);
             }
-            Ok(taken)
+            Ok(Some(taken))
         })
     }
 

@@ -1,6 +1,6 @@
 //! How jobs end: outcomes fenced by their token, dead letters, release, cancel, revive.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -394,7 +394,7 @@ fn count<'a>(
     outcomes: impl Iterator<Item = &'a Outcome>,
     replica: ReplicaId,
 ) -> Result<(), StoreError> {
-    let mut counts: HashMap<(Lane, &str), CountRow<'a>> = HashMap::new();
+    let mut counts: BTreeMap<(Lane, &str), CountRow<'a>> = BTreeMap::new();
     for outcome in outcomes {
         let row = counts.entry((outcome.lane, &outcome.job_type)).or_default();
         (row.lane, row.r#type) = (outcome.lane.as_str(), &outcome.job_type);

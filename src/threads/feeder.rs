@@ -140,7 +140,7 @@ impl Duty for Feeder {
 
     fn round(&mut self) -> Result<Duration, StoreError> {
         if self.is_unsure {
-            self.lifecycle.release_unknown(&self.held.tokens())?;
+            self.lifecycle.release_unknown(&self.held.known())?;
             self.is_unsure = false;
         }
         let room = self.room();

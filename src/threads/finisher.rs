@@ -93,7 +93,7 @@ impl Finisher {
         let reason = format!("its outcome could not be stored: {error}");
         let buried = Outcome { verdict: Verdict::Bury { reason }, ..outcome.clone() };
         if is_buried {
-            self.held.forsake(outcome.token);
+            self.held.forsake(outcome.seq, outcome.token);
             return Ok(());
         }
         self.store(std::slice::from_ref(&buried))

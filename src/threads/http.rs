@@ -4,7 +4,8 @@
 //! 2. Has the API answer it; a panic there becomes a 500, and the thread lives on.
 //! 3. Sends the answer (`wire`), a listing as it is read from the store.
 //! 4. Looks after the accept thread of `tiny_http`, which an error ends for good (`listening`).
-//! 5. At a stop: finishes what is under way, refuses what still comes with 503, and leaves.
+//! 5. At a stop: finishes what is under way, refuses what still comes with 503, and leaves. `http-late` goes on refusing while the
+//!    rest of the service stops: a client that keeps a connection would otherwise wait for the end of the process.
 //!
 //! Must not know routes, JSON or stores: those are the API's.
 //!
@@ -23,13 +24,14 @@ mod wire;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::join_until;
 use crate::api::Api;
 use listening::{Incoming, Listening};
 
@@ -37,6 +39,8 @@ use listening::{Incoming, Listening};
 const REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// The same during a stop.
 const REQUEST_WAIT_STOPPING: Duration = Duration::from_millis(20);
+/// How long the last thread may take to notice that it is no longer needed.
+const REFUSING_END_WAIT: Duration = Duration::from_millis(200);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +93,7 @@ impl HttpServer {
     /// # Errors
     /// The system gives no more threads or file handles.
     pub fn start(self, api: Arc<Api>, threads: usize) -> io::Result<HttpThreads> {
-        let listening = Listening::new(self.listener)?;
+        let listening = Arc::new(Listening::new(self.listener)?);
         let shared = Arc::new(Shared { api, listening, busy: AtomicUsize::new(0), stop_at: OnceLock::new() });
         let threads = threads.max(1);
         let (alive, all_left) = crossbeam_channel::bounded(0);
@@ -133,6 +137,27 @@ impl HttpThreads {
         }
     }
 
+    /// Goes on refusing requests with 503 and `Connection: close` after a stop that ends at `deadline`, until what it returns is dropped.
+    /// To be called before [`HttpThreads::stop`].
+    ///
+    /// # Errors
+    /// The system gives no more threads; then requests that come late are not answered.
+    pub fn refuse_late(&self, deadline: Instant) -> io::Result<Refusing> {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (listening, all_left, over) =
+            (Arc::clone(&self.shared.listening), self.all_left.clone(), Arc::clone(&is_over));
+        let thread = thread::Builder::new().name("http-late".to_owned()).spawn(move || {
+            // Until then the others refuse.
+            let _ = all_left.recv_deadline(deadline);
+            while !over.load(Ordering::SeqCst) {
+                if let Some(incoming) = listening.next(REQUEST_WAIT) {
+                    wire::refuse(incoming.request);
+                }
+            }
+        })?;
+        Ok(Refusing { listening: Arc::clone(&self.shared.listening), is_over, thread })
+    }
+
     fn begin_stop(&self, deadline: Instant) {
         let _ = self.shared.stop_at.set(deadline); // OK: a stop that has begun goes on
         self.shared.listening.wake(self.threads);
@@ -145,10 +170,26 @@ impl Drop for HttpThreads {
     }
 }
 
+/// Requests that come late are refused until this is dropped; then the port is closed.
+pub struct Refusing {
+    listening: Arc<Listening>,
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Drop for Refusing {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.listening.wake(1);
+        // It may hang in a client that takes no answer; then it ends with the process.
+        join_until(&self.thread, Instant::now() + REFUSING_END_WAIT);
+    }
+}
+
 /// What the threads share.
 struct Shared {
     api: Arc<Api>,
-    listening: Listening,
+    listening: Arc<Listening>,
     // Requests under way.
     busy: AtomicUsize,
     // Set once, when a stop begins: its deadline.

@@ -67,11 +67,12 @@ impl Keeper {
     }
 
     fn beat(&self) -> Result<(), StoreError> {
-        let is_work = self.lifecycle.beat(self.held.unsettled().len())?;
-        let was_away = self.database.ends();
-        if was_away {
+        if self.database.is_on() {
+            // Before the beat, which tells the scheduler of leases that ran out meanwhile.
             self.lifecycle.defer_expiry();
         }
+        let is_work = self.lifecycle.beat(self.held.unsettled().len())?;
+        let was_away = self.database.ends();
         if was_away || is_work {
             self.ticker.tick_now();
         }

@@ -70,6 +70,8 @@ pub struct Scheduler {
     next_prune: Instant,
     prune_after: Option<Seq>,
     is_first: bool,
+    // Whether Redis was away at the last tick.
+    was_away: bool,
 }
 
 impl Scheduler {
@@ -96,24 +98,26 @@ impl Scheduler {
             next_prune: now + PRUNE_FIRST.mul_f64(0.5 + random::unit() / 2.0),
             prune_after: None,
             is_first: true,
+            was_away: false,
         }
     }
 
-    /// Whether the lanes have to be looked at again and again: those in this process do not change behind its back.
+    /// Whether the lanes have to be looked at again and again: those in this process do not change behind its back, but run dry.
     fn watches(&self) -> bool {
-        self.lifecycle.policy().lanes_are_shared || self.is_first
+        self.lifecycle.policy().lanes_are_shared || self.is_first || self.lifecycle.is_cut()
     }
 
     fn tick(&mut self) -> Result<(), StoreError> {
         let lifecycle = &self.lifecycle;
-        lifecycle.regularise()?;
-        let expired = lifecycle.expire(|job| self.verdict_on(job))?;
-        Metrics::add(&self.metrics.expired, expired);
-        lifecycle.take_over_from_dead()?;
-        lifecycle.recall_lost(self.is_first)?;
+        let expired = lifecycle.expire(|job| self.verdict_on(job));
+        Metrics::add(&self.metrics.expired, *expired.as_ref().unwrap_or(&0));
+        let recovered = lifecycle.take_over_from_dead().and_then(|()| lifecycle.recall_lost(self.is_first));
+        let regular = lifecycle.regularise();
+        // Whatever went wrong before: what is due and well is to run.
         lifecycle.dispatch(|| {
             lifecycle.push_due_timers(Instant::now());
-        })
+        })?;
+        expired.map(drop).and(recovered).and(regular)
     }
 
     fn verdict_on(&self, job: &Expired) -> Verdict {
@@ -151,9 +155,13 @@ impl Duty for Scheduler {
         let mut tick = self.ticker.asked.swap(false, Ordering::AcqRel) || now >= self.next_tick;
         if self.watches() && now >= self.next_watch {
             self.next_watch = now + WATCH_EVERY;
-            tick |= self.lifecycle.watch_lanes()?;
+            tick |= self.lifecycle.watch_lanes()? | self.lifecycle.runs_dry();
         }
+        // Whoever noticed it first: what was in Redis has to be found in the table, and the other way round.
+        tick |= self.lifecycle.lanes_are_away() != self.was_away;
+        tick |= self.lifecycle.next_expiry().is_some_and(|at| now >= at);
         if tick {
+            self.was_away = self.lifecycle.lanes_are_away();
             // Before the tick: if it fails, the next round tries again after the loop's pause.
             self.next_tick = now;
             self.tick()?;
@@ -180,6 +188,7 @@ impl Duty for Scheduler {
         if self.starvation.is_some() {
             next = next.min(self.next_guard);
         }
+        next = self.lifecycle.next_expiry().map_or(next, |at| at.min(next));
         Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
     }
 }

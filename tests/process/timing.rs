@@ -19,12 +19,13 @@ fn lateness(jobs: &[Value]) -> Vec<i64> {
     late
 }
 
-/// The median: that one job of a few is held up by another program proves nothing.
+/// Goes by the quickest third: that others are held up by another program on this machine proves nothing. What polls every second, or
+/// every 250 ms, would have them all late.
 fn assert_in_time(what: &str, jobs: &[Value]) {
     let late = lateness(jobs);
     eprintln!("{what} started after {late:?} ms");
-    let median = late[late.len() / 2];
-    assert!(late[0] >= -EARLY_MS_MAX && median <= LATE_MS_MAX, "{what} started after {late:?} ms");
+    let quick = late[late.len() / 3];
+    assert!(late[0] >= -EARLY_MS_MAX && quick <= LATE_MS_MAX, "{what} started after {late:?} ms");
 }
 
 fn start_to_the_millisecond(site: &Site) {

@@ -278,6 +278,28 @@ fn a_stop_finishes_what_is_under_way_and_refuses_what_comes() {
 }
 
 #[test]
+fn after_a_stop_open_and_new_connections_are_refused_until_the_rest_has_stopped() {
+    let server = serve(&Arc::new(Fake::default()), 2);
+    let addr = server.local_addr();
+    let mut open = Client::connect(addr);
+    assert_eq!(open.ask(&get("/healthz")).status, 200);
+
+    let refusing = server.refuse_late(soon()).expect("a thread");
+    assert_eq!(server.stop(soon()), 0);
+    let over_open = open.ask(&get("/healthz"));
+    let over_new = Client::connect(addr).ask(&post(JOB));
+    let begun = Instant::now();
+    drop(refusing);
+
+    assert_eq!((over_open.status, over_new.status), (503, 503));
+    assert!(over_open.head.contains("\r\nConnection: close\r\n"), "{}", over_open.head);
+    while let Err(error) = HttpServer::bind(addr) {
+        assert!(Instant::now() < begun + Duration::from_secs(10), "{error}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn an_idle_server_stops_at_once_and_frees_its_port() {
     let server = serve(&Arc::new(Fake::default()), 4);
     let addr = server.local_addr();
