@@ -141,6 +141,10 @@ impl Duty for Feeder {
     fn round(&mut self) -> Result<Duration, StoreError> {
         if self.is_unsure {
             self.lifecycle.release_unknown(&self.held.known())?;
+            if !self.lifecycle.policy().lanes_are_shared {
+                // Given back to the table, and not to the lanes of a process that may be about to end.
+                self.ticker.tick_now();
+            }
             self.is_unsure = false;
         }
         let room = self.room();

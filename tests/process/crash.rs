@@ -123,7 +123,7 @@ fn a_replica_killed_under_load_loses_no_job() {
     // Also those whose ids it had taken out of the lane and not claimed yet: they count as lost after 10 s.
     site.wait_for_jobs(NOTICED, 0, "Status in ('queued', 'retrying')");
     wait_until(SOON, "no lease is in force", || site.number(LEASES_IN_FORCE) == 0);
-    // As it would be started again. The first thing it does is to look for leases that have run out.
+    // As it would be started again. It looks for leases that have run out once it is up for the length of one.
     let _next = site.start(&settings);
     site.wait_for_jobs(SOON, 10_000, "Status = 'completed'");
     assert_eq!(site.number("select cast(sum(Completed) as bigint) from JobStats"), 10_000, "each completed once");
