@@ -27,12 +27,13 @@ build: ## builds target/release/trilane
 
 test: ## runs every test, on a PostgreSQL and a Redis of its own; ARGS="--test http" goes to cargo test
 	@tests/support/packages.sh test
-	tests/support/services.sh cargo test $(LOCKED) $(ARGS)
+	tests/support/services.sh cargo test --features failpoints $(LOCKED) $(ARGS)
 
 lint: ## checks format, clippy, dependencies and the project's own rules
 	@tests/support/packages.sh build
 	cargo fmt --check
 	cargo clippy --all-targets $(LOCKED) -- -D warnings
+	cargo clippy --all-targets --features failpoints $(LOCKED) -- -D warnings
 	@tests/support/deny.sh
 	cargo test $(LOCKED) --test tidy
 

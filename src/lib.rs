@@ -25,6 +25,7 @@ pub mod api;
 pub mod app;
 pub mod clock;
 pub mod config;
+pub mod fault;
 pub mod handlers;
 pub mod job;
 pub mod lifecycle;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
+use crate::fault::fault_point;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::queue::{POP_IDS_MAX, QueueError};
 use crate::store::{BATCH_MAX, Outcome, Released, StoreError};
@@ -38,6 +39,7 @@ impl Lifecycle {
             }
         };
         let Some((lane, seqs)) = popped else { return Ok(Some(Popped::default())) };
+        fault_point!("claim.popped");
         let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
         let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut[lane.index()].load(Ordering::Relaxed);
         let valid_until = Instant::now() + self.policy.lease;
@@ -51,6 +53,7 @@ impl Lifecycle {
                 return Err(error);
             }
         };
+        fault_point!("claim.claimed");
         Ok(Some(Popped { lane, jobs, valid_until: Some(valid_until), drained }))
     }
 
@@ -121,6 +124,7 @@ impl Lifecycle {
     pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<Seq>, StoreError> {
         let horizon = self.horizon_ms().map(Duration::from_millis);
         let accepted = self.store.finish(outcomes, self.policy.replica, horizon)?;
+        fault_point!("finish.committed");
         let lanes: HashMap<Seq, Lane> = outcomes.iter().map(|outcome| (outcome.seq, outcome.lane)).collect();
         for accepted in &accepted {
             if let (Some(ms), Some(lane)) = (accepted.due_in_ms, lanes.get(&accepted.seq)) {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Lifecycle, in_ms};
+use crate::fault::fault_point;
 use crate::job::{Lane, Seq};
 use crate::store::{BATCH_MAX, Due, OddRow, StoreError};
 
@@ -56,6 +57,7 @@ impl Lifecycle {
             while room > 0 && !self.lanes_are_away() {
                 let count = room.min(BATCH_MAX);
                 let found = self.store.dispatch(lane, self.policy.replica, self.horizon(), count)?;
+                fault_point!("tick.dispatched");
                 self.bury_odd(&found.odd)?;
                 self.push_or_keep(lane, &found.due);
                 room -= found.due.len().min(room);

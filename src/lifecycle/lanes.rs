@@ -5,6 +5,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::{Lifecycle, lock};
+use crate::fault::fault_point;
 use crate::job::{Lane, Seq};
 use crate::queue::QueueError;
 use crate::store::{BATCH_MAX, StoreError};
@@ -45,6 +46,9 @@ impl Lifecycle {
             lots[lane.index()].1.push(seq);
         }
         lots.retain(|(_, seqs)| !seqs.is_empty());
+        if !lots.is_empty() {
+            fault_point!("timers.due");
+        }
         self.push(&lots);
         next
     }

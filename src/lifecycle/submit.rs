@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Lifecycle, in_ms};
+use crate::fault::fault_point;
 use crate::job::{Job, Lane, NewJob, Seq, Status};
 use crate::store::{Idempotency, KeyTaken, StoreError, Stored, Submitted};
 
@@ -70,6 +71,7 @@ impl Lifecycle {
     /// As [`Store::submit`].
     pub fn submit(&self, jobs: &[&NewJob]) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
         let results = self.store.submit(jobs, self.policy.replica, self.horizon_ms())?;
+        fault_point!("submit.committed");
         Ok(self.hand_on(jobs, results))
     }
 

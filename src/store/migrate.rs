@@ -3,6 +3,7 @@
 use super::dialect::{Dialect, Migration};
 use super::session::{Param, Session};
 use super::{Store, StoreError};
+use crate::fault::fault_point;
 
 /// What [`Store::migrate`] found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,7 @@ impl Store {
                 apply(session, &(*number, *name, *text))
                     .map_err(|error| StoreError::Corrupt(format!("migration {number:04}_{name} failed: {error}")))?;
             }
+            fault_point!("migrate.applied");
             Ok(Migrated { from, to: version(session)?.unwrap_or(0) })
         })
     }

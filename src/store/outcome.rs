@@ -10,6 +10,7 @@ use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
 use super::submit::uuid;
 use super::{Dialect, Store, StoreError, id_list, keys, millis};
+use crate::fault::fault_point;
 use crate::job::{Job, Lane, ReplicaId, Seq, Token};
 use crate::retry::Verdict;
 
@@ -269,6 +270,7 @@ pub(super) fn finish(
     let ended = kept().filter(|outcome| !matches!(outcome.verdict, Verdict::Retry { .. }));
     keys::free(session, ended.filter_map(|outcome| Some((outcome.unique_key.as_deref()?, outcome.id))))?;
     count(session, kept(), replica)?;
+    fault_point!("finish.in_transaction");
     Ok(accepted)
 }
 

@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, select_biased};
 use super::feeder::Load;
 use super::finisher::Outcomes;
 use super::{join_until, lock, panic_text, spawn};
+use crate::fault::fault_point;
 use crate::handlers::{Attempt, Registry};
 use crate::job::{ClaimedJob, Lane};
 use crate::lifecycle::Held;
@@ -99,7 +100,9 @@ impl Workers {
         let number = self.next_attempt.fetch_add(1, Ordering::Relaxed);
         let running = Running { worker: name.to_owned(), job: Arc::clone(&job), started, deadline, stop: stop.clone() };
         lock(&self.running).insert(number, running);
+        fault_point!("worker.begun");
         let report = self.attempt(&job, &Attempt { job: &job, deadline, stop: &stop });
+        fault_point!("worker.done");
         // Whoever takes the attempt out of the table answers for it.
         let Some(running) = lock(&self.running).remove(&number) else { return false };
         let is_cut_short = self.is_released.load(Ordering::Acquire) && matches!(report, Report::Retry { .. });
