@@ -11,10 +11,10 @@ LOCKED     := $(if $(CI),--locked)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test lint install clean
+.PHONY: help run build test lint bench bench-quick install clean
 
 help: ## lists what can be done here
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## installs what is missing, builds, serves on 127.0.0.1:8080 and shows two sample jobs on their way
 	@tests/support/packages.sh run
@@ -36,6 +36,14 @@ lint: ## checks format, clippy, dependencies and the project's own rules
 	cargo clippy --all-targets --features failpoints $(LOCKED) -- -D warnings
 	@tests/support/deny.sh
 	cargo test $(LOCKED) --test tidy
+
+bench: ## measures a release build on PostgreSQL with Redis, and on SQLite; ARGS="--only W1 --runs 1" narrows it
+	@tests/support/packages.sh test
+	tests/support/services.sh cargo bench --bench trilane $(LOCKED) -- $(ARGS)
+
+bench-quick: ## runs every workload once and small, to see that the bench works; measures nothing
+	@tests/support/packages.sh test
+	tests/support/services.sh cargo bench --profile dev --features failpoints --bench trilane $(LOCKED) -- --quick
 
 install: ## installs the program, its systemd unit and its settings file under PREFIX, DESTDIR (after make build)
 	@test -x $(BINARY) || { echo "install: $(BINARY) is missing; run make build first, as yourself" >&2; exit 1; }
