@@ -177,7 +177,7 @@ fn new_directory() -> PathBuf {
 
 /// Free a moment ago, and below the ports that the system gives to clients: connecting to one of those before the
 /// server listens can connect a socket to itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     loop {
         let step = std::process::id().wrapping_mul(31).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));

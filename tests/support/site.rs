@@ -39,7 +39,7 @@ impl Site {
         Site::new(Dialect::Postgres, Some(url))
     }
 
-    fn new(dialect: Dialect, redis_url: Option<&str>) -> Site {
+    pub(crate) fn new(dialect: Dialect, redis_url: Option<&str>) -> Site {
         let folder = std::env::temp_dir().join(format!("trilane-site-{}", Uuid::new_v4()));
         fs::create_dir(&folder).expect("a folder for the test");
         let prefix = format!("{}:", Uuid::new_v4().simple());

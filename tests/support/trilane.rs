@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// Between two looks at a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A setting of a test: another program than the one just built.
+pub(crate) const PROGRAM: &str = "TRILANE_TEST_PROGRAM";
 /// How much of a log is shown when a test fails.
 const LOG_LINES_SHOWN: usize = 60;
 
@@ -46,13 +48,14 @@ impl Settings {
     }
 
     /// The program with these settings, in `folder`, where it finds no `.env`.
-    fn command(&self, folder: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trilane"));
+    pub(crate) fn command(&self, folder: &Path) -> Command {
+        let program = self.0.get(PROGRAM).map_or(env!("CARGO_BIN_EXE_trilane"), String::as_str);
+        let mut command = Command::new(program);
         let concerns = |name: &str| name.starts_with("TRILANE_") || name.starts_with("DB_") || name == "REDIS_URL";
         for (name, _) in std::env::vars().filter(|(name, _)| concerns(name)) {
             command.env_remove(name);
         }
-        command.envs(&self.0).current_dir(folder).stdin(Stdio::null());
+        command.envs(&self.0).env_remove(PROGRAM).current_dir(folder).stdin(Stdio::null());
         command
     }
 

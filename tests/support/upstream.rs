@@ -13,7 +13,8 @@ use std::thread;
 pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) attempt: u32,
-    job: String,
+    pub(crate) job: String,
+    pub(crate) token: i64,
 }
 
 /// What the server answers: a status, and `Retry-After` in seconds.
@@ -98,7 +99,8 @@ fn read_call(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Call>> {
     let mut body = vec![0; header("content-length").parse().expect("every call has a body of known length")];
     reader.read_exact(&mut body)?;
     let attempt = header("trilane-attempt").parse().expect("every call tells its attempt");
-    Ok(Some(Call { path, attempt, job: header("trilane-job-id") }))
+    let token = header("trilane-token").parse().expect("every call tells its token");
+    Ok(Some(Call { path, attempt, job: header("trilane-job-id"), token }))
 }
 
 impl Drop for Upstream {
