@@ -57,7 +57,7 @@ pub fn open_store(settings: &Settings) -> Result<Store, StoreError> {
     let mut is_told = false;
     loop {
         match Store::open(&options) {
-            Err(error @ StoreError::Unavailable(_)) if !left_until(deadline).is_zero() => {
+            Err(error) if error.is_outage() && !left_until(deadline).is_zero() => {
                 if !is_told {
                     log::warn!(error:% = error; "the database is not there yet; the start waits for it");
                     is_told = true;

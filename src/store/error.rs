@@ -7,10 +7,13 @@ use super::dialect::Dialect;
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database cannot be used now: away, no connection free in time, disk full, read-only. Nothing was stored, or it is not
-    /// known; try again later.
+    /// The database cannot be used now: away, no connection free in time, disk full, read-only. Nothing was stored;
+    /// try again later.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// The database went away at the commit: everything was stored, or nothing.
+    #[error("the database is not available, and did not confirm a commit: {0}")]
+    Unconfirmed(String),
     /// Another transaction stood in the way (deadlock, lock time-out) more often than the store tries by itself.
     #[error("the database is contended: {0}")]
     Contended(String),
@@ -26,7 +29,20 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call may succeed later without anybody doing anything to the call.
     pub fn is_transient(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::Contended(_))
+        self.is_outage() || matches!(self, StoreError::Contended(_))
+    }
+
+    /// Whether the database is away.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_) | StoreError::Unconfirmed(_))
+    }
+
+    /// The same error, at a commit.
+    pub(super) fn at_commit(self) -> StoreError {
+        match self {
+            StoreError::Unavailable(why) => StoreError::Unconfirmed(why),
+            other => other,
+        }
     }
 
     /// For statements that insert what is not there. SQL Server has no `on conflict do nothing`; where its locks do not keep two sessions

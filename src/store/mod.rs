@@ -150,7 +150,9 @@ impl Store {
     fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         again_while_contended(|| {
             let _turn = self.writers_turn();
-            work(&mut self.loan()?.session)
+            let mut loan = self.loan()?;
+            // The statement is its own commit.
+            work(&mut loan.session).map_err(StoreError::at_commit)
         })
     }
 
@@ -186,7 +188,7 @@ impl<'s> Transaction<'s> {
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {
-        self.session.commit()?;
+        self.session.commit().map_err(StoreError::at_commit)?;
         self.open = false;
         Ok(())
     }

@@ -201,7 +201,7 @@ impl Session {
                 self.broken = true;
                 result
             }
-            Ok(_) | Err(StoreError::Contended(_) | StoreError::Conflict(_)) => result,
+            Ok(_) | Err(StoreError::Contended(_) | StoreError::Conflict(_) | StoreError::Unconfirmed(_)) => result,
         }
     }
 }

@@ -85,7 +85,7 @@ impl Store {
     /// Returns one result for each job, in their order.
     ///
     /// # Errors
-    /// On any error nothing is stored, or (connection lost at the commit) it is not known.
+    /// On any error but [`StoreError::Unconfirmed`] nothing is stored.
     pub fn submit(
         &self,
         jobs: &[&NewJob],

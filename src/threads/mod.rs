@@ -144,7 +144,7 @@ impl Failures {
 
     fn note(&mut self, name: &str, error: &StoreError) -> Duration {
         match error {
-            StoreError::Unavailable(_) => self.database.begins(error),
+            StoreError::Unavailable(_) | StoreError::Unconfirmed(_) => self.database.begins(error),
             StoreError::Contended(_) => log::debug!(error:% = error; "{name} gives way and tries again"),
             StoreError::Conflict(_) | StoreError::Corrupt(_) => self.log(name, error),
         }

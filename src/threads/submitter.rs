@@ -173,6 +173,10 @@ impl Submitter {
                 self.database.begins(error);
                 SubmitError::Unavailable
             }
+            StoreError::Unconfirmed(_) => {
+                self.database.begins(error);
+                SubmitError::TimedOut
+            }
             StoreError::Contended(_) => SubmitError::Unavailable,
             StoreError::Conflict(why) | StoreError::Corrupt(why) => {
                 log::error!(error:% = error; "the database refused submitted jobs");
