@@ -11,7 +11,7 @@ LOCKED     := $(if $(CI),--locked)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test lint bench bench-quick install clean
+.PHONY: help run build test chaos lint bench bench-quick install clean
 
 help: ## lists what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ build: ## builds target/release/trilane
 test: ## runs every test, on a PostgreSQL and a Redis of its own; ARGS="--test http" goes to cargo test
 	@tests/support/packages.sh test
 	tests/support/services.sh cargo test --features failpoints $(LOCKED) $(ARGS)
+
+chaos: ## MINUTES=10 of random faults for each database, then a table of what became of the jobs; SEED=… repeats them
+	@tests/support/packages.sh test
+	TRILANE_CHAOS_MINUTES=$(or $(MINUTES),10) $(if $(SEED),TRILANE_CHAOS_SEED=$(SEED)) tests/support/services.sh \
+	  cargo test --features failpoints $(LOCKED) --test chaos -- storm --nocapture --test-threads 1
 
 lint: ## checks format, clippy, dependencies and the project's own rules
 	@tests/support/packages.sh build

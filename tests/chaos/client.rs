@@ -1,14 +1,14 @@
 //! Clients: they ask at random, as a seed decides, and write down what they ask and are told.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::checker::history::Said;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, now_ms};
 use super::random::Random;
 
 /// A request that takes longer is given up; what became of it is not known then.
@@ -23,7 +23,7 @@ pub(crate) enum Got {
     Answer(u16, Value),
     /// Nobody listens there: the request was not made.
     Nobody,
-    /// No answer, or half of one.
+    /// No answer, or half of one: the error.
     Unknown(String),
 }
 
@@ -32,8 +32,26 @@ pub(crate) struct Client<'a> {
     agent: ureq::Agent,
     random: Random,
     remembered: Vec<String>,
+    may_kill: bool,
+    seen: Seen,
+}
+
+/// What clients met.
+#[derive(Default)]
+pub(crate) struct Seen {
     /// Answers that no fault explains.
     pub(crate) surprises: Vec<String>,
+    /// Requests without an answer, and those answered 503.
+    pub(crate) failures: Vec<Failure>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) address: String,
+    /// Milliseconds since 1970, when it was made and when it had failed.
+    pub(crate) from: i64,
+    pub(crate) until: i64,
+    pub(crate) what: String,
 }
 
 impl<'a> Client<'a> {
@@ -41,7 +59,14 @@ impl<'a> Client<'a> {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
         // A connection for each request: one that a replica cut while it was idle would look like a failed request.
         let agent = config.timeout_global(Some(PATIENCE)).max_idle_connections(0).build().into();
-        Client { ledger, agent, random: Random::new(seed), remembered: Vec::new(), surprises: Vec::new() }
+        Client {
+            ledger,
+            agent,
+            random: Random::new(seed),
+            remembered: Vec::new(),
+            may_kill: false,
+            seen: Seen::default(),
+        }
     }
 
     /// Asks on and on until it is over, `pause` between two requests. `address` says where to; nobody may be there.
@@ -55,6 +80,12 @@ impl<'a> Client<'a> {
     fn act(&mut self, address: &dyn Fn(&mut Random) -> String) {
         let to = address(&mut self.random);
         match self.random.below(100) {
+            // Once in a while one that takes its replica with it.
+            0 if self.may_kill && self.random.below(5) == 0 => {
+                let mut job = self.ledger.job("killer");
+                job["max_retries"] = json!(1);
+                drop(self.submit(&to, &[job]));
+            }
             0..40 => drop(self.submit(&to, &[self.ledger.job("quick")])),
             40..60 => {
                 let count = 2 + self.random.below(12);
@@ -72,7 +103,16 @@ impl<'a> Client<'a> {
                 job["delay_ms"] = json!(self.random.below(3_000));
                 drop(self.submit(&to, &[job]));
             }
-            90..96 => self.cancel(&to),
+            90..93 => self.cancel(&to),
+            93..96 => {
+                let mut job = self.ledger.job("slow");
+                job["delay_ms"] = json!(self.random.below(600));
+                if let Got::Answer(200, body) = self.submit(&to, &[job]) {
+                    self.remembered = vec![text(&body["success"][0]["id"])];
+                    let to = address(&mut self.random);
+                    self.cancel(&to);
+                }
+            }
             _ => self.revive(&to),
         }
     }
@@ -119,7 +159,7 @@ impl<'a> Client<'a> {
                     return;
                 }
             } else if let Got::Answer(status @ (400..=428 | 430..=502), body) = got {
-                self.surprises.push(format!("{status} at try {attempt}: {body}"));
+                self.seen.surprises.push(format!("{status} at try {attempt}: {body}"));
                 return;
             }
             thread::sleep(Duration::from_millis(self.random.within(10..200)));
@@ -154,7 +194,7 @@ impl<'a> Client<'a> {
             // It says so.
             503 if text(&body["detail"]).contains("no job was stored") => refused(&mut (0..jobs.len())),
             503 => {}
-            status => self.surprises.push(format!("{status} to a submission: {body}")),
+            status => self.seen.surprises.push(format!("{status} to a submission: {body}")),
         }
     }
 
@@ -167,7 +207,7 @@ impl<'a> Client<'a> {
         match self.post(to, &format!("/jobs/{id}/cancel"), &json!(null), None) {
             Got::Answer(200, _) => self.ledger.say(Said::Cancelled { id }),
             Got::Answer(status, body) if status != 409 && status != 503 => {
-                self.surprises.push(format!("{status} to a cancellation: {body}"));
+                self.seen.surprises.push(format!("{status} to a cancellation: {body}"));
             }
             _ => {}
         }
@@ -181,22 +221,37 @@ impl<'a> Client<'a> {
         match self.post(to, &format!("/failed-jobs/{id}/retry"), &json!(null), None) {
             Got::Answer(200, _) => self.ledger.say(Said::Revived { id }),
             Got::Answer(status, body) if ![404, 409, 503].contains(&status) => {
-                self.surprises.push(format!("{status} to a revival: {body}"));
+                self.seen.surprises.push(format!("{status} to a revival: {body}"));
             }
             _ => {}
         }
     }
 
-    fn get(&self, to: &str, path: &str) -> Got {
-        got(self.agent.get(format!("http://{to}{path}")).call())
+    fn get(&mut self, to: &str, path: &str) -> Got {
+        let from = now_ms();
+        let got = got(self.agent.get(format!("http://{to}{path}")).call());
+        self.look_at(to, from, got)
     }
 
-    fn post(&self, to: &str, path: &str, body: &Value, idempotency_key: Option<&str>) -> Got {
+    fn look_at(&mut self, to: &str, from: i64, got: Got) -> Got {
+        let what = match &got {
+            Got::Nobody => "refused".to_owned(),
+            Got::Unknown(error) => error.clone(),
+            Got::Answer(503, body) => text(&body["detail"]),
+            Got::Answer(..) => return got,
+        };
+        self.seen.failures.push(Failure { address: to.to_owned(), from, until: now_ms(), what });
+        got
+    }
+
+    fn post(&mut self, to: &str, path: &str, body: &Value, idempotency_key: Option<&str>) -> Got {
         let mut request = self.agent.post(format!("http://{to}{path}")).content_type("application/json");
         if let Some(key) = idempotency_key {
             request = request.header("Idempotency-Key", key);
         }
-        got(request.send(body.to_string()))
+        let from = now_ms();
+        let got = got(request.send(body.to_string()));
+        self.look_at(to, from, got)
     }
 }
 
@@ -227,27 +282,41 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Several clients at once, for as long as `work` takes. Returns its value, and the answers that no fault explains.
+/// How clients ask.
+#[derive(Clone, Copy)]
+pub(crate) struct Asks {
+    pub(crate) clients: u64,
+    pub(crate) seed: u64,
+    /// Of each, between two requests.
+    pub(crate) pause: Duration,
+    /// Whether some jobs kill the replica that runs them.
+    pub(crate) may_kill: bool,
+}
+
+/// Several clients at once, for as long as `work` takes. Returns its value, and what they met.
 pub(crate) fn while_clients_ask<T>(
     ledger: &Ledger,
-    (count, seed, pause): (u64, u64, Duration),
+    asks: Asks,
     address: &(dyn Fn(&mut Random) -> String + Sync),
     work: impl FnOnce() -> T,
-) -> (T, Vec<String>) {
-    let (is_over, surprises) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+) -> (T, Seen) {
+    let (is_over, seen) = (AtomicBool::new(false), Mutex::new(Seen::default()));
     let value = thread::scope(|scope| {
-        for number in 0..count {
-            let (is_over, surprises) = (&is_over, &surprises);
+        for number in 0..asks.clients {
+            let (is_over, seen) = (&is_over, &seen);
             scope.spawn(move || {
-                let mut client = Client::new(ledger, seed.wrapping_add(number));
-                client.run(is_over, pause, address);
-                surprises.lock().expect("no panic").append(&mut client.surprises);
+                let mut client = Client::new(ledger, asks.seed.wrapping_add(number));
+                client.may_kill = asks.may_kill;
+                client.run(is_over, asks.pause, address);
+                let mut seen = seen.lock().expect("no panic");
+                seen.surprises.append(&mut client.seen.surprises);
+                seen.failures.append(&mut client.seen.failures);
             });
         }
         let _over = SetOnDrop(&is_over);
         work()
     });
-    (value, surprises.into_inner().expect("no panic"))
+    (value, seen.into_inner().expect("no panic"))
 }
 
 /// Sets a flag, also where the test fails.

@@ -14,7 +14,7 @@ use super::trilane::{Settings, wait_for};
 /// From the death of a replica that nobody ordered to its next start.
 const BACK_AFTER: Duration = Duration::from_millis(300);
 /// How long a stop may take: the drain, and what comes after it.
-const STOP_WAIT: Duration = Duration::from_secs(60);
+const STOP_WAIT: Duration = Duration::from_mins(1);
 
 pub(crate) struct Fleet {
     slots: Vec<Mutex<Slot>>,
@@ -111,7 +111,8 @@ impl Fleet {
             return; // A second signal means: leave at once.
         }
         // It may have ended meanwhile.
-        let _ = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).stderr(Stdio::null()).status();
+        let _ =
+            Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).stderr(Stdio::null()).status();
         state.is_asked_to_stop |= name == "TERM";
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::checker::history::{History, Line, Said};
-use super::checker::judge::{Run, Verdict, judge};
+use super::checker::judge::{Run, Verdict, judge, listed};
 use super::checker::read;
 use super::upstream::{Call, Reply, Upstream};
 
@@ -30,6 +30,9 @@ pub(crate) struct Ledger {
 
 const CLIENTS: &str = "clients.log";
 const EFFECTS: &str = "effects.log";
+const GATE: &str = "gate";
+const HELD: &str = "held";
+const TOLD: &str = "told.log";
 
 impl Ledger {
     /// Keeps both logs in `folder`.
@@ -37,7 +40,8 @@ impl Ledger {
         let clients = Mutex::new(File::create(folder.join(CLIENTS)).expect("a log"));
         let effects = folder.join(EFFECTS);
         let log = Mutex::new(OpenOptions::new().create(true).append(true).open(&effects).expect("a log"));
-        let upstream = Upstream::start(move |call| serve(call, &log));
+        let held = folder.join(HELD);
+        let upstream = Upstream::start(move |call| serve(call, &log, &held));
         Ledger { folder: folder.to_owned(), clients, next: AtomicU64::new(0), upstream }
     }
 
@@ -67,10 +71,11 @@ impl Ledger {
     /// | `late` | fails at its first attempt |
     /// | `hopeless` | always fails |
     /// | `shell` | a command, takes 0.05 s |
-    /// | `gate` | a command, goes on until the file `gate` is gone; told to stop, it writes so to `told.log` |
+    /// | `gate` | a command, goes on until the gate is opened; told to stop, it writes that down |
+    /// | `held` | is done once it is let go |
     /// | `killer` | kills the replica that runs it |
     pub(crate) fn handlers(&self) -> String {
-        let http = ["quick", "slow", "flaky", "late", "hopeless"]
+        let http = ["quick", "slow", "flaky", "late", "hopeless", "held"]
             .map(|name| format!("[{name}]\nhttp = {:?}\n", self.upstream.url(&format!("/{name}"))));
         let folder = self.folder.display();
         let write = |deed: &str| {
@@ -78,8 +83,8 @@ impl Ledger {
         };
         let (start, done) = (write("start"), write("done"));
         let shell = format!("{start}; sleep 0.05; {done}");
-        let told = format!("echo $TRILANE_JOB_ID $TRILANE_TOKEN >> {folder}/told.log; exit 75");
-        let gate = format!("trap '{told}' TERM; {start}; while [ -e {folder}/gate ]; do sleep 0.05; done; {done}");
+        let told = format!("echo $TRILANE_JOB_ID $TRILANE_TOKEN >> {folder}/{TOLD}; exit 75");
+        let gate = format!("trap '{told}' TERM; {start}; while [ -e {folder}/{GATE} ]; do sleep 0.05; done; {done}");
         // Its parent, if that is what it is taken for.
         let killer = format!("{start}; [ \"$(cat /proc/$PPID/comm)\" = trilane ] && kill -KILL $PPID; sleep 1000");
         let commands = [("shell", shell), ("gate", gate), ("killer", killer)]
@@ -87,6 +92,27 @@ impl Ledger {
         let path = self.folder.join("handlers.toml");
         std::fs::write(&path, [http.concat(), commands.concat()].concat()).expect("the file is written");
         path.display().to_string()
+    }
+
+    /// From now on jobs of the types `gate` and `held` go on.
+    pub(crate) fn close_gates(&self) {
+        for gate in [GATE, HELD] {
+            File::create(self.folder.join(gate)).expect("a file");
+        }
+    }
+
+    pub(crate) fn open_gate(&self) {
+        std::fs::remove_file(self.folder.join(GATE)).expect("the gate was closed");
+    }
+
+    pub(crate) fn let_go(&self) {
+        std::fs::remove_file(self.folder.join(HELD)).expect("they were held");
+    }
+
+    /// The tokens under which jobs of the type `gate` were told to stop.
+    pub(crate) fn told(&self) -> Vec<i64> {
+        let text = std::fs::read_to_string(self.folder.join(TOLD)).unwrap_or_default();
+        text.lines().map(|line| line.split(' ').nth(1).expect("two words").parse().expect("a token")).collect()
     }
 
     /// What the run left behind.
@@ -98,12 +124,12 @@ impl Ledger {
     /// Judges the run; fails the test if it broke a rule.
     pub(crate) fn check(&self, connection_string: &str, run: Run) -> Verdict {
         let verdict = judge(&self.history(connection_string), run);
-        assert!(verdict.violations.is_empty(), "the checker refuses the run: {:#?}", verdict.violations);
+        assert!(verdict.violations.is_empty(), "the checker refuses the run: {}", listed(&verdict.violations));
         verdict
     }
 }
 
-fn serve(call: &Call, log: &Mutex<File>) -> Reply {
+fn serve(call: &Call, log: &Mutex<File>, held: &Path) -> Reply {
     let write = |deed: &str| {
         let line = format!("{deed} {} {} {}\n", call.job, call.attempt, call.token);
         log.lock().expect("no panic").write_all(line.as_bytes()).expect("the log is written");
@@ -114,7 +140,13 @@ fn serve(call: &Call, log: &Mutex<File>) -> Reply {
             thread::sleep(Duration::from_millis(300));
             false
         }
-        "/flaky" => call.attempt % 3 != 0,
+        "/held" => {
+            while held.exists() {
+                thread::sleep(Duration::from_millis(10));
+            }
+            false
+        }
+        "/flaky" => !call.attempt.is_multiple_of(3),
         "/late" => call.attempt == 1,
         "/hopeless" => true,
         _ => false,

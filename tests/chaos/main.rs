@@ -14,23 +14,37 @@
 
 mod checker;
 mod client;
+mod clocks;
 mod fleet;
+mod kill;
+mod killer;
 mod ledger;
 mod plan;
 mod postgres;
 mod random;
+mod scene;
+mod stopping;
 mod storm;
+mod unconfirmed;
+mod zombie;
 
+#[path = "../support/proxy.rs"]
+#[expect(dead_code, reason = "the tests of the process use the rest")]
+mod proxy;
 #[path = "../support/redis_server.rs"]
 #[expect(dead_code, reason = "the tests of the lanes use the rest")]
 mod redis_server;
+#[path = "../support/site.rs"]
+#[expect(dead_code, reason = "the tests of the process use the rest")]
+mod site;
 #[path = "../support/stores.rs"]
 #[expect(dead_code, reason = "the suite of the store uses the rest")]
 mod stores;
 #[path = "../support/trilane.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the tests of the process use the rest")]
 mod trilane;
 #[path = "../support/upstream.rs"]
+#[expect(dead_code, reason = "the tests of the process use the rest")]
 mod upstream;
 
 use std::process::ExitCode;
@@ -51,6 +65,29 @@ fn main() -> ExitCode {
     if std::env::var_os("TRILANE_TEST_MSSQL").is_some() {
         trials.push(trial("storm::on_sql_server_and_redis_no_job_is_lost", storm::on_sql_server));
     }
+    trials.extend([
+        trial(
+            "stopping::a_rolling_restart_of_five_replicas_fails_no_request_and_costs_no_attempt",
+            stopping::a_rolling_restart_of_five_replicas_fails_no_request_and_costs_no_attempt,
+        ),
+        trial(
+            "stopping::a_rolling_upgrade_from_the_older_version_fails_no_request_and_costs_no_attempt",
+            stopping::a_rolling_upgrade_from_the_older_version_fails_no_request_and_costs_no_attempt,
+        ),
+        trial("stopping::a_schema_of_a_newer_version_is_refused", stopping::a_schema_of_a_newer_version_is_refused),
+        trial(
+            "unconfirmed::a_call_whose_commit_was_cut_is_not_told_that_nothing_was_stored",
+            unconfirmed::a_call_whose_commit_was_cut_is_not_told_that_nothing_was_stored,
+        ),
+        trial(
+            "zombie::its_outcomes_are_refused_and_its_handlers_told",
+            zombie::its_outcomes_are_refused_and_its_handlers_told,
+        ),
+        trial("clocks::an_hour_off_either_way_changes_nothing", clocks::an_hour_off_either_way_changes_nothing),
+        trial("killer::a_job_that_kills_its_worker_on_postgresql_ends_as_a_dead_letter", killer::on_postgres),
+        trial("killer::a_job_that_kills_its_worker_on_sqlite_ends_as_a_dead_letter", killer::on_sqlite),
+    ]);
+    trials.extend(kill::cases().into_iter().map(|(name, test)| trial(&name, test)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

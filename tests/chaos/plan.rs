@@ -67,7 +67,8 @@ const PAUSE_MS: std::ops::Range<u64> = 500..2_500;
 /// Faults for `length_ms`, all of which have ended `length_ms` and 10 s after the start, but for replicas that are not started again.
 pub(crate) fn plan(seed: u64, length_ms: u64, site: Site) -> Vec<Planned> {
     let mut random = Random::new(seed);
-    let mut kinds = vec!["kill", "kill for good", "kill at a point", "kill at a point", "stop and continue", "terminate"];
+    let mut kinds =
+        vec!["kill", "kill for good", "kill at a point", "kill at a point", "stop and continue", "terminate"];
     if site.has_redis {
         kinds.extend(["redis killed", "redis flushed", "redis paused"]);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::redis_server::free_port;
 use super::trilane::wait_until;
 
-const START_WAIT: Duration = Duration::from_secs(60);
+const START_WAIT: Duration = Duration::from_mins(1);
 
 pub(crate) struct Postgres {
     bin: PathBuf,
@@ -31,7 +31,14 @@ impl Postgres {
         // Of this machine, and for the length of a test: anybody here may come in.
         let output = postgres
             .command("initdb")
-            .args(["--pgdata=data", "--username=trilane", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"])
+            .args([
+                "--pgdata=data",
+                "--username=trilane",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ])
             .output()
             .expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
@@ -41,7 +48,8 @@ impl Postgres {
 
     /// Through the driver that the other tests use.
     pub(crate) fn connection_string(&self) -> String {
-        let others = std::env::var("TRILANE_TEST_POSTGRES").expect("TRILANE_TEST_POSTGRES is set: run the tests by `make test`");
+        let others =
+            std::env::var("TRILANE_TEST_POSTGRES").expect("TRILANE_TEST_POSTGRES is set: run the tests by `make test`");
         let driver = others.split(';').find(|pair| pair.starts_with("Driver=")).expect("it names a driver").to_owned();
         format!("{driver};Server=127.0.0.1;Port={};Database=postgres;UID=trilane;PWD=none;", self.port)
     }
@@ -75,7 +83,7 @@ impl Postgres {
     /// At once, every process of it, as a crash of the machine would.
     pub(crate) fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
-        let others = self.others(child.id());
+        let others = Self::others(child.id());
         child.kill().expect("it can be killed");
         for process in others {
             signal("KILL", process);
@@ -87,13 +95,13 @@ impl Postgres {
     pub(crate) fn signal(&self, name: &str) {
         let Some(child) = &self.child else { return };
         signal(name, child.id());
-        for process in self.others(child.id()) {
+        for process in Self::others(child.id()) {
             signal(name, process);
         }
     }
 
     /// The children of its first process.
-    fn others(&self, first: u32) -> Vec<u32> {
+    fn others(first: u32) -> Vec<u32> {
         let file = format!("/proc/{first}/task/{first}/children");
         let children = fs::read_to_string(file).expect("Linux tells the children of a process");
         children.split_whitespace().map(|id| id.parse().expect("a number")).collect()
@@ -105,7 +113,11 @@ impl Postgres {
             None => Command::new(program),
             Some(user) => {
                 let mut command = Command::new("setpriv");
-                command.arg(format!("--reuid={user}")).arg("--regid=nogroup").args(["--clear-groups", "--pdeathsig=KILL", "--"]);
+                command.arg(format!("--reuid={user}")).arg("--regid=nogroup").args([
+                    "--clear-groups",
+                    "--pdeathsig=KILL",
+                    "--",
+                ]);
                 command.arg(program);
                 command
             }
@@ -133,7 +145,11 @@ fn other_user() -> Option<String> {
     let is_root = fs::metadata("/proc/self").expect("Linux").uid() == 0;
     is_root.then(|| {
         let users = fs::read_to_string("/etc/passwd").expect("users");
-        let name = if users.lines().any(|line| line.starts_with("postgres:")) { "postgres" } else { "nobody" };
+        let name = if users.lines().any(|line| line.starts_with("postgres:")) {
+            "postgres"
+        } else {
+            "nobody"
+        };
         name.to_owned()
     })
 }

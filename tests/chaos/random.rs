@@ -1,4 +1,4 @@
-//! Numbers that a seed decides (SplitMix64), so that a run can be repeated.
+//! Numbers that a seed decides (`SplitMix64`), so that a run can be repeated.
 
 pub(crate) struct Random(u64);
 

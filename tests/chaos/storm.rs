@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::checker::history::{History, Said};
-use super::checker::judge::{Counts, Run, judge};
-use super::client::while_clients_ask;
+use super::checker::judge::{Counts, Run, judge, listed};
+use super::client::{Asks, while_clients_ask};
 use super::fleet::Fleet;
 use super::ledger::{Ledger, now_ms};
 use super::plan::{Site, Step, plan};
@@ -18,14 +18,13 @@ use super::trilane::{Settings, wait_until};
 
 const LEASE: Duration = Duration::from_secs(3);
 /// How long everything may take to end once all is mended: the timers of a replica that died last are taken over after 60 s.
-const HEALED: Duration = Duration::from_secs(240);
+const HEALED: Duration = Duration::from_mins(4);
 const SURPRISES_SHOWN: usize = 20;
 /// Steps of the one who breaks and mends.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// The stores of a run, and what else it needs.
 struct Ground {
-    folder: PathBuf,
     connection_string: String,
     postgres: Option<Postgres>,
     redis: Option<TestServer>,
@@ -44,42 +43,48 @@ struct Faults {
 pub(crate) fn on_postgres() {
     let postgres = Postgres::start();
     let connection_string = postgres.connection_string();
-    storm(&|folder| Ground {
-        folder,
-        connection_string: connection_string.clone(),
-        postgres: None,
-        redis: Some(TestServer::start_tcp(&[])),
-        _database: None,
-        replicas: 5,
-        name: "PostgreSQL and Redis",
-    }, Some(postgres));
+    storm(
+        &|_| Ground {
+            connection_string: connection_string.clone(),
+            postgres: None,
+            redis: Some(TestServer::start_tcp(&[])),
+            _database: None,
+            replicas: 5,
+            name: "PostgreSQL and Redis",
+        },
+        Some(postgres),
+    );
 }
 
 pub(crate) fn on_sqlite() {
-    storm(&|folder: PathBuf| Ground {
-        connection_string: trilane::store::Store::sqlite_connection_string(&folder.join("trilane.db")),
-        folder,
-        postgres: None,
-        redis: None,
-        _database: None,
-        replicas: 1,
-        name: "SQLite",
-    }, None);
+    storm(
+        &|folder| Ground {
+            connection_string: trilane::store::Store::sqlite_connection_string(&folder.join("trilane.db")),
+            postgres: None,
+            redis: None,
+            _database: None,
+            replicas: 1,
+            name: "SQLite",
+        },
+        None,
+    );
 }
 
 pub(crate) fn on_sql_server() {
-    storm(&|folder| {
-        let database = TestStore::new(trilane::store::Dialect::Mssql);
-        Ground {
-            folder,
-            connection_string: database.connection_string.clone(),
-            postgres: None,
-            redis: Some(TestServer::start_tcp(&[])),
-            _database: Some(database),
-            replicas: 5,
-            name: "SQL Server and Redis",
-        }
-    }, None);
+    storm(
+        &|_| {
+            let database = TestStore::new(trilane::store::Dialect::Mssql);
+            Ground {
+                connection_string: database.connection_string.clone(),
+                postgres: None,
+                redis: Some(TestServer::start_tcp(&[])),
+                _database: Some(database),
+                replicas: 5,
+                name: "SQL Server and Redis",
+            }
+        },
+        None,
+    );
 }
 
 /// The long form where `TRILANE_CHAOS_MINUTES` says so.
@@ -92,14 +97,17 @@ fn length() -> Duration {
 
 fn seed() -> u64 {
     let given = std::env::var("TRILANE_CHAOS_SEED").ok();
-    given.map_or_else(|| u64::try_from(now_ms()).expect("after 1970") % 1_000_000, |seed| seed.parse().expect("a number"))
+    given.map_or_else(
+        || u64::try_from(now_ms()).expect("after 1970") % 1_000_000,
+        |seed| seed.parse().expect("a number"),
+    )
 }
 
-fn storm(ground: &dyn Fn(PathBuf) -> Ground, postgres: Option<Postgres>) {
+fn storm(ground: &dyn Fn(&Path) -> Ground, postgres: Option<Postgres>) {
     let (seed, length) = (seed(), length());
     let folder = std::env::temp_dir().join(format!("trilane-chaos-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir(&folder).expect("a folder for the run");
-    let mut ground = Ground { postgres, ..ground(folder.clone()) };
+    let mut ground = Ground { postgres, ..ground(&folder) };
     let told = Told { folder: folder.clone(), seed, name: ground.name };
     let ledger = Ledger::open(&folder);
     let settings = settings(&ground, &ledger);
@@ -113,29 +121,29 @@ fn storm(ground: &dyn Fn(PathBuf) -> Ground, postgres: Option<Postgres>) {
     };
     let start = Instant::now();
     let address = |random: &mut super::random::Random| fleet.address(random.below(fleet.len())).to_owned();
-    let (mut faults, mut surprises) =
-        while_clients_ask(&ledger, (3, seed, Duration::from_millis(60)), &address, || {
-            let mut faults = Faults::default();
-            for planned in plan(seed, u64::try_from(length.as_millis()).expect("short"), site) {
-                while start.elapsed() < Duration::from_millis(planned.at_ms) {
-                    fleet.mind();
-                    thread::sleep(LOOK_EVERY);
-                }
-                ground.take(planned.step, &fleet);
-                if let Some(kind) = planned.ends {
-                    *faults.counts.entry(kind).or_default() += 1;
-                    faults.ends.push(now_ms());
-                }
-            }
-            ground.heal(&fleet);
-            // Some jobs come after all is well.
-            let healed = Instant::now();
-            while healed.elapsed() < Duration::from_secs(3) {
+    let asks = Asks { clients: 3, seed, pause: Duration::from_millis(60), may_kill: true };
+    let (mut faults, met) = while_clients_ask(&ledger, asks, &address, || {
+        let mut faults = Faults::default();
+        for planned in plan(seed, u64::try_from(length.as_millis()).expect("short"), site) {
+            while start.elapsed() < Duration::from_millis(planned.at_ms) {
                 fleet.mind();
                 thread::sleep(LOOK_EVERY);
             }
-            faults
-        });
+            ground.take(planned.step, &fleet);
+            if let Some(kind) = planned.ends {
+                *faults.counts.entry(kind).or_default() += 1;
+                faults.ends.push(now_ms());
+            }
+        }
+        heal(&fleet);
+        // Some jobs come after all is well.
+        let healed = Instant::now();
+        while healed.elapsed() < Duration::from_secs(3) {
+            fleet.mind();
+            thread::sleep(LOOK_EVERY);
+        }
+        faults
+    });
     let asked_for = start.elapsed();
     faults.counts.insert("deaths at a point or by a job", fleet.deaths.load(std::sync::atomic::Ordering::Relaxed));
     let live = || number(&ground, "select count(*) from Jobs where Status in ('queued', 'running', 'retrying')");
@@ -146,6 +154,7 @@ fn storm(ground: &dyn Fn(PathBuf) -> Ground, postgres: Option<Postgres>) {
         thread::sleep(Duration::from_millis(200));
     }
     let (ended_after, errors) = (ended.elapsed(), fleet.errors());
+    let mut surprises = met.surprises;
     surprises.extend(fleet.stop());
 
     let history = ledger.history(&ground.connection_string);
@@ -153,9 +162,9 @@ fn storm(ground: &dyn Fn(PathBuf) -> Ground, postgres: Option<Postgres>) {
     println!("{}", table(&ground, seed, &faults, &verdict.counts, &history, asked_for, ended_after));
     surprises.truncate(SURPRISES_SHOWN);
     let is_sound = verdict.violations.is_empty() && surprises.is_empty() && errors.is_empty();
-    assert!(is_sound, "broken: {:#?}\nsurprises: {surprises:#?}\nerrors: {errors:#?}", verdict.violations);
+    assert!(is_sound, "broken: {}\nsurprises: {surprises:#?}\nerrors: {errors:#?}", listed(&verdict.violations));
     drop(fleet);
-    told.is_well();
+    told.forget();
 }
 
 fn settings(ground: &Ground, ledger: &Ledger) -> Settings {
@@ -208,22 +217,23 @@ impl Ground {
             (step, ..) => panic!("{step:?} is planned, and there is nothing to break"),
         }
     }
+}
 
-    /// The plan has mended the stores by its last step.
-    fn heal(&self, fleet: &Fleet) {
-        fleet.heal();
-        for slot in 0..fleet.len() {
-            wait_until(Duration::from_secs(60), "every replica serves again", || {
-                fleet.mind();
-                fleet.is_ready(slot)
-            });
-        }
+/// The plan has mended the stores by its last step.
+fn heal(fleet: &Fleet) {
+    fleet.heal();
+    for slot in 0..fleet.len() {
+        wait_until(Duration::from_mins(1), "every replica serves again", || {
+            fleet.mind();
+            fleet.is_ready(slot)
+        });
     }
 }
 
 fn flush(url: &str) {
     let client = redis::Client::open(url).expect("a URL");
-    let flushed = client.get_connection().and_then(|mut connection| redis::cmd("FLUSHALL").query::<()>(&mut connection));
+    let flushed =
+        client.get_connection().and_then(|mut connection| redis::cmd("FLUSHALL").query::<()>(&mut connection));
     flushed.expect("Redis is up");
 }
 
@@ -260,7 +270,8 @@ fn table(
 ) -> String {
     let recovery = recoveries(history, &faults.ends).into_iter().max().unwrap_or(0);
     let rate = counts.acknowledged as f64 / asked_for.as_secs_f64();
-    let mut rows = vec![(format!("chaos on {}", ground.name), format!("seed {seed}, {:.0} s", asked_for.as_secs_f64()))];
+    let mut rows =
+        vec![(format!("chaos on {}", ground.name), format!("seed {seed}, {:.0} s", asked_for.as_secs_f64()))];
     rows.extend(faults.counts.iter().map(|(kind, count)| (format!("fault: {kind}"), count.to_string())));
     rows.extend(
         [
@@ -290,7 +301,7 @@ struct Told {
 }
 
 impl Told {
-    fn is_well(self) {
+    fn forget(self) {
         // What cannot be removed stays in the directory for temporary files.
         let _ = std::fs::remove_dir_all(&self.folder);
         std::mem::forget(self);
@@ -300,8 +311,13 @@ impl Told {
 impl Drop for Told {
     fn drop(&mut self) {
         eprintln!("chaos on {}: logs of replicas, clients and handlers are kept in {}", self.name, show(&self.folder));
-        let minutes = std::env::var("TRILANE_CHAOS_MINUTES").map(|minutes| format!(" MINUTES={minutes}")).unwrap_or_default();
-        let target = if minutes.is_empty() { "test ARGS='--test chaos -- storm'".to_owned() } else { format!("chaos{minutes}") };
+        let minutes =
+            std::env::var("TRILANE_CHAOS_MINUTES").map(|minutes| format!(" MINUTES={minutes}")).unwrap_or_default();
+        let target = if minutes.is_empty() {
+            "test ARGS='--test chaos -- storm'".to_owned()
+        } else {
+            format!("chaos{minutes}")
+        };
         eprintln!("the same faults again: TRILANE_CHAOS_SEED={} make {target}", self.seed);
     }
 }

@@ -15,6 +15,7 @@ mod stores;
 #[path = "../support/trilane.rs"]
 mod trilane;
 #[path = "../support/upstream.rs"]
+#[expect(dead_code, reason = "the chaos suite uses the rest")]
 mod upstream;
 
 mod busy;

@@ -10,7 +10,7 @@ set -euo pipefail
 
 readonly BUILD=(gcc libc6-dev unixodbc-dev)
 readonly RUN=(unixodbc odbcinst libsqliteodbc curl ca-certificates)
-readonly TEST=(postgresql odbc-postgresql redis-server openssl procps)
+readonly TEST=(postgresql odbc-postgresql redis-server openssl procps faketime)
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "packages: $*"; exit 1; }

@@ -154,7 +154,8 @@ impl Trilane {
         wait_for(limit, "the process ends", || self.exit_code())
     }
 
-    fn exit_code(&mut self) -> Option<i32> {
+    /// Its exit code, or -1 after a signal; `None` while it runs.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let status = self.child.try_wait().expect("its state")?;
         Some(status.code().unwrap_or(-1))
     }

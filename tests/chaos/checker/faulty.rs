@@ -10,6 +10,7 @@ fn job(seq: i64, status: &str) -> Job {
         status: status.to_owned(),
         max_retries: 1,
         token: Some(seq * 10),
+        finished_at: ["completed", "failed", "cancelled"].contains(&status).then_some(1),
         mark: Some(format!("m-{seq}")),
         ..Job::default()
     }
@@ -131,6 +132,7 @@ fn a_refused_job_that_was_stored_is_seen() {
 fn a_job_that_never_ends_is_seen() {
     let hang = |history: &mut History| {
         history.tables.jobs[0].status = "queued".into();
+        history.tables.jobs[0].finished_at = None;
         history.effects.clear();
         history.tables.totals.completed -= 1;
     };
@@ -144,6 +146,16 @@ fn a_status_that_there_is_not_is_seen() {
         history.tables.jobs[5].status = "dnoe".into();
         history.tables.totals.completed -= 1;
     });
+}
+
+#[test]
+fn a_job_that_ended_at_no_time_is_seen_and_one_that_has_not_ended_at_some() {
+    refuses(&[Rule::EndTime], |history| history.tables.jobs[0].finished_at = None);
+    let live = |history: &mut History| {
+        history.tables.jobs[5] = Job { finished_at: Some(1), ..job(6, "running") };
+        history.tables.totals.completed -= 1;
+    };
+    assert_eq!(broken_by(live, Run { goes_on: true, is_calm: false }), [Rule::EndTime]);
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) struct Letter {
     pub(crate) job: String,
 }
 
-/// A row of JobAttempts.
+/// A row of `JobAttempts`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Attempt {
     pub(crate) seq: i64,
@@ -85,17 +85,31 @@ pub(crate) struct Line {
 #[serde(tag = "said", rename_all = "snake_case")]
 pub(crate) enum Said {
     /// Before a call. If nothing more is said of a mark, its job may be stored or not.
-    Submits { marks: Vec<String> },
+    Submits {
+        marks: Vec<String>,
+    },
     /// Acknowledged: mark and id of each.
-    Stored { jobs: Vec<(String, String)> },
+    Stored {
+        jobs: Vec<(String, String)>,
+    },
     /// An answer after which nothing may be stored.
-    Refused { marks: Vec<String> },
+    Refused {
+        marks: Vec<String>,
+    },
     /// Before a cancellation.
-    Cancels { id: String },
-    Cancelled { id: String },
+    Cancels {
+        id: String,
+    },
+    Cancelled {
+        id: String,
+    },
     /// Before a dead letter is queued again.
-    Revives { id: String },
-    Revived { id: String },
+    Revives {
+        id: String,
+    },
+    Revived {
+        id: String,
+    },
 }
 
 /// A line of the handlers' log: `start JOB ATTEMPT TOKEN`, and `done` or `failed` in the place of `start`.

@@ -19,6 +19,8 @@ pub(crate) enum Rule {
     Ends,
     /// Its status is one that there is.
     KnownStatus,
+    /// A job that has ended says when, and no other does.
+    EndTime,
     /// A failed job has one dead letter, and no other job has one.
     OneLetter,
     /// A job is cancelled if that was acknowledged, and never unasked.
@@ -43,6 +45,12 @@ pub(crate) enum Rule {
 pub(crate) struct Violation {
     pub(crate) rule: Rule,
     pub(crate) what: String,
+}
+
+/// A line each.
+pub(crate) fn listed(violations: &[Violation]) -> String {
+    let line = |violation: &Violation| format!("\nBROKEN {:?}: {}", violation.rule, violation.what);
+    violations.iter().map(line).collect::<Vec<String>>().concat()
 }
 
 /// What the reader of the verdict knows about the run.
@@ -176,6 +184,9 @@ impl Judge<'_> {
                 status if LIVE.contains(&status) => counts.live += 1,
                 status => self.refuse(Rule::KnownStatus, format!("job {} is {status:?}", job.id)),
             }
+            if job.finished_at.is_none() != LIVE.contains(&&*job.status) {
+                self.refuse(Rule::EndTime, format!("job {} is {}, ended at {:?}", job.id, job.status, job.finished_at));
+            }
             if LIVE.contains(&&*job.status) && !self.run.goes_on {
                 self.verdict.counts.lost += usize::from(self.is_acknowledged(job));
                 self.refuse(Rule::Ends, format!("job {} is {} to the end", job.id, job.status));
@@ -227,7 +238,7 @@ impl Judge<'_> {
         }
     }
 
-    /// An outcome keeps the token of its claim in the row; a failure leaves it in JobAttempts.
+    /// An outcome keeps the token of its claim in the row; a failure leaves it in `JobAttempts`.
     fn fences(&mut self) {
         let mut failed: HashMap<i64, BTreeSet<i64>> = HashMap::new();
         for attempt in &self.history.tables.attempts {
@@ -248,7 +259,10 @@ impl Judge<'_> {
                 self.refuse(Rule::Fenced, format!("job {id} is {} under {token}, and ran under {last}", job.status));
             }
             if job.status == "completed" && (job.token.is_none() || failed.contains(&token)) {
-                self.refuse(Rule::Fenced, format!("job {id} completed under token {token}, under which it failed or never ran"));
+                self.refuse(
+                    Rule::Fenced,
+                    format!("job {id} completed under token {token}, under which it failed or never ran"),
+                );
             }
             // Without a token: a row that plain SQL wrote wrongly.
             if job.status == "failed" && job.token.is_some() && !failed.contains(&token) {
@@ -268,7 +282,8 @@ impl Judge<'_> {
             self.refuse(Rule::CountedOnce, format!("{completed} jobs completed, {} times", totals.completed));
         }
         if totals.retried + totals.failed != attempts {
-            let what = format!("{attempts} attempts failed; counted {} retried, {} failed", totals.retried, totals.failed);
+            let what =
+                format!("{attempts} attempts failed; counted {} retried, {} failed", totals.retried, totals.failed);
             self.refuse(Rule::CountedOnce, what);
         }
         let buried = tables.jobs.iter().filter(|job| job.status == "failed" && job.token.is_some()).count();
@@ -284,7 +299,9 @@ impl Judge<'_> {
         let tables = &self.history.tables;
         let by_seq: HashMap<i64, &Job> = tables.jobs.iter().map(|job| (job.seq, job)).collect();
         for lease in tables.leases.iter().filter(|_| !self.run.goes_on) {
-            let is_running = |seq| by_seq.get(seq).is_some_and(|job: &&Job| job.status == "running" && job.token == Some(lease.token));
+            let is_running = |seq| {
+                by_seq.get(seq).is_some_and(|job: &&Job| job.status == "running" && job.token == Some(lease.token))
+            };
             if !lease.seqs.iter().any(is_running) {
                 let what = format!("lease {} is there, and no job runs under it", lease.token);
                 self.verdict.violations.push(Violation { rule: Rule::LeaseEnds, what });
@@ -294,11 +311,14 @@ impl Judge<'_> {
         let mut holders = HashSet::new();
         for key in &tables.keys {
             holders.insert(&*key.job);
-            let is_held = by_id.get(&*key.job).is_some_and(|job| {
-                LIVE.contains(&&*job.status) && job.unique_key.as_deref() == Some(&key.key)
-            });
+            let is_held = by_id
+                .get(&*key.job)
+                .is_some_and(|job| LIVE.contains(&&*job.status) && job.unique_key.as_deref() == Some(&key.key));
             if !is_held {
-                self.refuse(Rule::KeyEnds, format!("key {} is held by job {}, which is over, or another's", key.key, key.job));
+                self.refuse(
+                    Rule::KeyEnds,
+                    format!("key {} is held by job {}, which is over, or another's", key.key, key.job),
+                );
             }
         }
         for job in &tables.jobs {

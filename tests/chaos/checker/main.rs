@@ -23,11 +23,12 @@ mod faulty;
 use std::path::Path;
 use std::process::ExitCode;
 
-use checker::judge::{Run, judge};
+use checker::judge::{Run, judge, listed};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (flags, paths): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| argument.starts_with("--"));
+    let (flags, paths): (Vec<&String>, Vec<&String>) =
+        arguments.iter().partition(|argument| argument.starts_with("--"));
     let ([connection_string, clients, effects], true) =
         (&paths[..], flags.iter().all(|flag| ["--goes-on", "--calm"].contains(&flag.as_str())))
     else {
@@ -44,8 +45,10 @@ fn main() -> ExitCode {
     };
     let verdict = judge(&history, Run { goes_on: has("--goes-on"), is_calm: has("--calm") });
     println!("{:#?}", verdict.counts);
-    for violation in &verdict.violations {
-        println!("BROKEN {:?}: {}", violation.rule, violation.what);
+    println!("{}", listed(&verdict.violations));
+    if verdict.violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
-    if verdict.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
