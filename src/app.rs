@@ -19,7 +19,7 @@ use crate::store::StoreError;
 use crate::threads::deadlines::Deadlines;
 use crate::threads::feeder::{self, Feeder, Load};
 use crate::threads::finisher::{Finisher, Outcomes};
-use crate::threads::http::{BindError, HttpServer, HttpThreads};
+use crate::threads::http::{BindError, HttpCounts, HttpOptions, HttpServer, HttpThreads, raise_file_handles};
 use crate::threads::keeper::Keeper;
 use crate::threads::scheduler::{Scheduler, Ticker};
 use crate::threads::submitter::{SubmitQueue, Submitter};
@@ -35,6 +35,11 @@ const STUCK_AFTER: Duration = Duration::from_mins(15);
 const HTTP_STOP_WAIT: Duration = Duration::from_secs(5);
 /// How long handlers may take to return once they are told to stop: a command is killed 2 s after it was asked to end.
 const RELEASE_WAIT: Duration = Duration::from_secs(4);
+/// File handles kept for what is neither a connection of a client or of the database, nor a worker's: Redis, logs, name look-ups, and
+/// connections that are being refused.
+const HANDLES_BESIDE: usize = 96;
+/// The same for each worker: the pipes of a command.
+const HANDLES_OF_A_WORKER: usize = 6;
 /// How long the last outcomes and releases may take.
 const LAST_WRITES_WAIT: Duration = Duration::from_secs(5);
 
@@ -86,6 +91,7 @@ impl Service {
     /// # Errors
     /// [`StartError`], which says what to do.
     pub fn start(settings: &Settings, registry: Registry) -> Result<Service, StartError> {
+        let http_options = http_options(settings);
         // First of all, so that a port that is taken is told at once.
         let server = HttpServer::bind(settings.http_addr)?;
         let lifecycle = Arc::new(open::lifecycle(settings)?);
@@ -125,7 +131,9 @@ impl Service {
                 Some(Running::start(settings, registry, &lifecycle, &held, &metrics, &ticker, &database)?)
             }
         };
+        let http_counts = HttpCounts::default();
         let backend = backend::ServiceBackend {
+            http: http_counts.clone(),
             lifecycle: Arc::clone(&lifecycle),
             submit_queue: submit_queue.clone(),
             submit_wait: settings.submit_wait,
@@ -134,7 +142,8 @@ impl Service {
             workers: running.as_ref().map(|running| Arc::clone(&running.workers)),
             is_stopping: Arc::clone(&is_stopping),
         };
-        let http = server.start(Arc::new(Api::new(Arc::new(backend), api_options(settings))), settings.http_threads)?;
+        let api = Arc::new(Api::new(Arc::new(backend), api_options(settings)));
+        let http = server.start(api, &http_options, &http_counts)?;
         log::info!(
             address:% = http.local_addr(), role:? = settings.role, replica = lifecycle.policy().replica_name.as_str(),
             database = lifecycle.store().dialect().as_str(), driver = lifecycle.store().driver();
@@ -190,10 +199,7 @@ impl Service {
             self.lifecycle.interrupt();
         }
         let http_deadline = started + HTTP_STOP_WAIT.min(self.drain.max(Duration::from_secs(1)));
-        let refusing = self.http.refuse_late(http_deadline);
-        let refusing =
-            refusing.inspect_err(|error| log::warn!(error:% = error; "requests that come late are not answered"));
-        let open_requests = self.http.stop(http_deadline);
+        let (open_requests, refusing) = self.http.stop(http_deadline);
         if open_requests > 0 {
             log::warn!(requests = open_requests; "requests were not answered in time");
         }
@@ -312,6 +318,25 @@ fn api_options(settings: &Settings) -> ApiOptions {
         payload_bytes_max: settings.payload_bytes_max,
         jobs_per_call_max: settings.jobs_per_call_max,
         probes_only: settings.role == Role::Worker,
+    }
+}
+
+/// How the API is served. Raises the limit of file handles first, as far as it can.
+fn http_options(settings: &Settings) -> HttpOptions {
+    // A connection to the database takes one or two, a command of a handler up to four of its own.
+    let others = HANDLES_BESIDE + 2 * settings.database_pool_max as usize + HANDLES_OF_A_WORKER * settings.workers;
+    let connections_max = raise_file_handles(settings.http_connections_max, others);
+    if connections_max < settings.http_connections_max {
+        log::warn!(
+            connections = connections_max, wanted = settings.http_connections_max;
+            "the limit of open files allows fewer connections than TRILANE_HTTP_CONNECTIONS_MAX"
+        );
+    }
+    HttpOptions {
+        connections_max,
+        client_wait: settings.http_client_wait,
+        idle_wait: settings.http_idle_wait,
+        body_bytes_max: settings.body_bytes_max,
     }
 }
 

@@ -56,8 +56,12 @@ pub struct Settings {
 
     /// `TRILANE_HTTP_ADDR`: where HTTP is served; port 0 takes a free one.
     pub http_addr: SocketAddr,
-    /// `TRILANE_HTTP_THREADS`: most requests under way.
-    pub http_threads: usize,
+    /// `TRILANE_HTTP_CONNECTIONS_MAX`: most open connections.
+    pub http_connections_max: usize,
+    /// `TRILANE_HTTP_CLIENT_SECONDS`: how long a client may take for a step.
+    pub http_client_wait: Duration,
+    /// `TRILANE_HTTP_IDLE_SECONDS`: how long a connection may be silent between two requests.
+    pub http_idle_wait: Duration,
     /// `TRILANE_API_TOKENS`: a request must bear one of these; none is asked for where it is empty.
     pub api_tokens: Vec<Secret>,
     /// `TRILANE_BODY_BYTES_MAX`: largest request body.

@@ -12,8 +12,6 @@ pub fn init(settings: &Settings) {
     let format = settings.log_format;
     let mut builder = env_logger::Builder::new();
     builder.filter_level(settings.log);
-    // tiny_http tells of each refused connection as an error; threads/http.rs says what matters of it.
-    builder.filter_module("tiny_http", log::LevelFilter::Off);
     builder.filter_module("odbc_api", log::LevelFilter::Off);
     builder.filter_module("r2d2", log::LevelFilter::Off);
     for chatty in ["ureq", "ureq_proto", "rustls"] {

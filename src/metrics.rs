@@ -24,7 +24,7 @@ pub struct Metrics {
     pub expired: AtomicU64,
 }
 
-/// A value that goes up and down, with its help text.
+/// A value that goes up and down, or only up where its name ends with `_total`, with its help text.
 pub struct Gauge {
     /// Name, with labels where it has any.
     pub name: String,
@@ -65,7 +65,8 @@ impl Metrics {
         for gauge in gauges {
             let family = gauge.name.split('{').next().unwrap_or_default();
             if family != last {
-                let _ = write!(text, "# HELP {family} {}\n# TYPE {family} gauge\n", gauge.help); // OK: as above
+                let kind = if family.ends_with("_total") { "counter" } else { "gauge" };
+                let _ = write!(text, "# HELP {family} {}\n# TYPE {family} {kind}\n", gauge.help); // OK: as above
                 last = family;
             }
             let _ = writeln!(text, "{} {}", gauge.name, gauge.value); // OK: as above

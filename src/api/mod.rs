@@ -61,6 +61,12 @@ impl Api {
         self.route(&mut request).unwrap_or_else(Answer::from)
     }
 
+    /// Whether a request for `target` may be answered with a listing, which holds memory until its client has taken it.
+    pub fn lists(&self, target: &str) -> bool {
+        let (path, _) = routes::split_target(target);
+        !self.options.probes_only && matches!(routes::find(path, "GET", false), Ok(Route::Jobs | Route::DeadLetters))
+    }
+
     fn route(&self, request: &mut Request<'_>) -> Result<Answer, Problem> {
         let (path, query) = routes::split_target(request.target);
         let found = routes::find(path, request.method, self.options.probes_only);

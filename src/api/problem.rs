@@ -27,12 +27,10 @@ pub enum Kind {
     NotFound,
     /// The path knows other methods.
     MethodNotAllowed,
-    /// The body did not come in time.
+    /// Head or body did not come in time.
     RequestTimeout,
     /// What it is about is in a state that does not allow it.
     Conflict,
-    /// The length of the body cannot be told.
-    LengthRequired,
     /// The body is too large, or holds too many jobs.
     TooLarge,
     /// The body is not sent as JSON.
@@ -43,12 +41,20 @@ pub enum Kind {
     UniqueKeyTaken,
     /// The idempotency key was used with another body.
     IdempotencyMismatch,
+    /// `Expect` wants what is not known.
+    ExpectationFailed,
     /// Too many jobs wait for their commit.
     Overloaded,
+    /// The head of the request is too large.
+    HeadTooLarge,
     /// A fault of the server.
     Internal,
-    /// A store is away, or the replica is being stopped.
+    /// The request is framed in a way that is not known.
+    NotImplemented,
+    /// A store is away, connections or memory are short, or the replica is being stopped.
     Unavailable,
+    /// The request is of another version of HTTP.
+    VersionNotSupported,
 }
 
 impl Kind {
@@ -61,17 +67,20 @@ impl Kind {
             Kind::Forbidden => (403, "forbidden", "The request may come from a web page of another site"),
             Kind::NotFound => (404, "not-found", "There is no such thing"),
             Kind::MethodNotAllowed => (405, "method-not-allowed", "The method is not allowed here"),
-            Kind::RequestTimeout => (408, "request-timeout", "The body did not come in time"),
+            Kind::RequestTimeout => (408, "request-timeout", "The request did not come in time"),
             Kind::Conflict => (409, "conflict", "The state does not allow it"),
-            Kind::LengthRequired => (411, "length-required", "The length of the body is needed"),
             Kind::TooLarge => (413, "too-large", "The request is too large"),
             Kind::UnsupportedMediaType => (415, "unsupported-media-type", "The body must be JSON"),
             Kind::NoValidJob => (422, "no-valid-job", "No job could be stored"),
             Kind::UniqueKeyTaken => (409, "unique-key-taken", "Live jobs have the unique keys"),
             Kind::IdempotencyMismatch => (422, "idempotency-mismatch", "The idempotency key was used before"),
+            Kind::ExpectationFailed => (417, "expectation-failed", "The expectation cannot be met"),
             Kind::Overloaded => (429, "overloaded", "Too many jobs wait to be stored"),
+            Kind::HeadTooLarge => (431, "head-too-large", "The head of the request is too large"),
             Kind::Internal => (500, "internal", "The server failed"),
+            Kind::NotImplemented => (501, "not-implemented", "The request is framed in a way that is not known"),
             Kind::Unavailable => (503, "unavailable", "The service is not available now"),
+            Kind::VersionNotSupported => (505, "version-not-supported", "The version of HTTP is not known"),
         }
     }
 }

@@ -11,12 +11,14 @@ use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq};
 use crate::lifecycle::{Lifecycle, Submission, SubmitError, SubmitResult};
 use crate::metrics::{Gauge, Metrics};
 use crate::store::{Cancelled, DeadLetterFilter, JobFilter, Revived, StoreError};
+use crate::threads::http::HttpCounts;
 use crate::threads::scheduler::Ticker;
 use crate::threads::submitter::SubmitQueue;
 use crate::threads::worker::Workers;
 
 /// What the API calls.
 pub(super) struct ServiceBackend {
+    pub(super) http: HttpCounts,
     pub(super) lifecycle: Arc<Lifecycle>,
     pub(super) submit_queue: SubmitQueue,
     pub(super) submit_wait: Duration,
@@ -103,6 +105,14 @@ impl Backend for ServiceBackend {
         for (lane, length) in Lane::ALL.into_iter().zip(self.lifecycle.lane_lengths().into_iter().flatten()) {
             let name = format!("trilane_lane_length{{lane=\"{lane}\"}}");
             gauges.push(Gauge { name, help: "Ids that wait in a lane.", value: length });
+        }
+        let http = self.http.get();
+        gauges.push(gauge("trilane_http_connections", "Open connections of clients.", http.open));
+        gauges.push(gauge("trilane_http_connections_total", "Connections of clients so far.", http.accepted));
+        let help = "Connections ended early.";
+        for (why, value) in [("displaced", http.displaced), ("refused", http.refused), ("slow", http.slow)] {
+            let name = format!("trilane_http_connections_ended_total{{why=\"{why}\"}}");
+            gauges.push(Gauge { name, help, value });
         }
         self.metrics.render(&gauges)
     }

@@ -27,7 +27,9 @@ impl Settings {
                 .text("TRILANE_REDIS_PREFIX", |char| is_of_name(char) || "{}".contains(char))
                 .unwrap_or_default(),
             http_addr: reader.parse("TRILANE_HTTP_ADDR", "", |text| text.parse().ok()),
-            http_threads: reader.number("TRILANE_HTTP_THREADS"),
+            http_connections_max: reader.number("TRILANE_HTTP_CONNECTIONS_MAX"),
+            http_client_wait: reader.duration("TRILANE_HTTP_CLIENT_SECONDS"),
+            http_idle_wait: reader.duration("TRILANE_HTTP_IDLE_SECONDS"),
             api_tokens: read_api_tokens(reader),
             body_bytes_max: reader.number("TRILANE_BODY_BYTES_MAX"),
             payload_bytes_max: reader.number("TRILANE_PAYLOAD_BYTES_MAX"),

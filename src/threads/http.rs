@@ -1,46 +1,88 @@
-//! The HTTP threads, `http-1` … `http-N`.
+//! The HTTP threads: `http-accept`, `http-watch`, and a thread `http` for each connection.
 //!
-//! 1. Takes the next request from `tiny_http`.
-//! 2. Has the API answer it; a panic there becomes a 500, and the thread lives on.
-//! 3. Sends the answer (`wire`), a listing as it is read from the store.
-//! 4. Looks after the accept thread of `tiny_http`, which an error ends for good (`listening`).
-//! 5. At a stop: finishes what is under way, refuses what still comes with 503, and leaves. `http-late` goes on refusing while the
-//!    rest of the service stops: a client that keeps a connection would otherwise wait for the end of the process.
+//! 1. `tiny_http` (`vendor/README.md`) accepts connections, reads requests within its limits, and calls this module with each, on the
+//!    thread of its connection. So a slow client holds up nothing but its own connection.
+//! 2. The API answers the request; a panic there becomes a 500, and the thread lives on.
+//! 3. The answer is sent (`wire`), a listing as it is read from the store.
+//! 4. At a stop: what is under way is finished, what still comes is refused with 503, until the port is closed.
 //!
 //! Must not know routes, JSON or stores: those are the API's.
 //!
-//! # What is bounded, and what is not yet
-//! Bounded are the threads here, the body that the API reads, the memory of a listing, and the time of a stop.
-//! `tiny_http` 0.12 leaves open: the number of connections and of its threads (one for each), the length of a head, and the time
-//! that a client takes to send a head or a body, or to take an answer. A client that sends a head and then no body, or takes
-//! no answer, holds one HTTP thread until its connection ends. And a request that declares a `Content-Length` beyond the
-//! memory of the machine ends the process, for `tiny_http` sets aside that much when it drops what was not read.
+//! # What is bounded
+//! Connections, and so threads, and with them file handles (`handles`); heads, headers and bodies; the memory of all large bodies and
+//! the number of listings under way (`share`); and the time for everything that a client does. `docs/OPERATIONS.md` has the numbers.
 
-mod listening;
+mod handles;
+mod share;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tiny_http::{Counts, Limits, Notice, Refusal, Request, Server, Service};
 
-use super::join_until;
 use crate::api::Api;
-use listening::{Incoming, Listening};
+pub use handles::raise_to as raise_file_handles;
+use share::Shares;
 
-/// How long a thread waits for a request before it looks around.
-const REQUEST_WAIT: Duration = Duration::from_secs(1);
-/// The same during a stop.
-const REQUEST_WAIT_STOPPING: Duration = Duration::from_millis(20);
-/// How long the last thread may take to notice that it is no longer needed.
-const REFUSING_END_WAIT: Duration = Duration::from_millis(200);
+/// The most bytes of a head: request line and headers.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The most headers of a request.
+const HEADERS_MAX: usize = 64;
+/// An answer may be taken slower than a request is sent, by this factor: what waits in the system's buffers counts as not taken.
+const ANSWER_PATIENCE: u32 = 3;
+/// How long a connection that is over is kept for its last answer to be read.
+const LEAVE_WAIT: Duration = Duration::from_secs(2);
+/// The most that clients are waited for during a stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a stop looks whether requests are still under way.
+const STOP_LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// What the settings say of the server.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// The most open connections.
+    pub connections_max: usize,
+    /// How long a client may take: for a head, for each step of a body, and thrice that for each step of an answer.
+    pub client_wait: Duration,
+    /// How long a connection may be silent between two requests.
+    pub idle_wait: Duration,
+    /// The largest body, in bytes.
+    pub body_bytes_max: usize,
+}
+
+impl HttpOptions {
+    fn limits(&self) -> Limits {
+        Limits {
+            connections_max: self.connections_max,
+            head_bytes_max: HEAD_BYTES_MAX,
+            headers_max: HEADERS_MAX,
+            idle: self.idle_wait,
+            head: self.client_wait,
+            body: self.client_wait,
+            answer: ANSWER_PATIENCE * self.client_wait,
+            leave: LEAVE_WAIT,
+            hurry: STOP_PATIENCE,
+        }
+    }
+}
+
+/// What is known of connections: for metrics, from before the server is started.
+#[derive(Clone, Default)]
+pub struct HttpCounts(Arc<OnceLock<Weak<Server>>>);
+
+impl HttpCounts {
+    /// The numbers of now; zeroes while nothing is served.
+    pub fn get(&self) -> Counts {
+        self.0.get().and_then(Weak::upgrade).map(|server| server.counts()).unwrap_or_default()
+    }
+}
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -88,154 +130,97 @@ impl HttpServer {
         self.local_addr
     }
 
-    /// Starts `threads` HTTP threads, at least one.
+    /// Starts to serve; what `counts` gives is of this server from now on.
     ///
     /// # Errors
-    /// The system gives no more threads or file handles.
-    pub fn start(self, api: Arc<Api>, threads: usize) -> io::Result<HttpThreads> {
-        let listening = Arc::new(Listening::new(self.listener)?);
-        let shared = Arc::new(Shared { api, listening, busy: AtomicUsize::new(0), stop_at: OnceLock::new() });
-        let threads = threads.max(1);
-        let (alive, all_left) = crossbeam_channel::bounded(0);
-        let started = HttpThreads { shared, threads, local_addr: self.local_addr, all_left };
-        for number in 1..=threads {
-            let shared = Arc::clone(&started.shared);
-            let alive = alive.clone();
-            // On an error `started` is dropped, and with it every thread that runs already ends.
-            thread::Builder::new().name(format!("http-{number}")).spawn(move || shared.run(&alive))?;
-        }
-        Ok(started)
+    /// The system gives no threads.
+    pub fn start(self, api: Arc<Api>, options: &HttpOptions, counts: &HttpCounts) -> io::Result<HttpThreads> {
+        let shared = Arc::new(Shared {
+            api,
+            shares: Shares::new(options.body_bytes_max),
+            busy: AtomicUsize::new(0),
+            is_stopping: OnceLock::new(),
+        });
+        let server = Arc::new(Server::start(self.listener, options.limits(), Arc::<Shared>::clone(&shared))?);
+        let _ = counts.0.set(Arc::downgrade(&server)); // OK: they are of the first server
+        Ok(HttpThreads { shared, server, local_addr: self.local_addr })
     }
 }
 
-/// Nothing is ever sent: when the last thread drops its end, the other end knows.
-enum Never {}
-
-/// The running HTTP threads. Dropping them begins a stop and does not wait for it.
+/// The running HTTP threads. Dropping them closes the port and all connections.
 pub struct HttpThreads {
     shared: Arc<Shared>,
-    threads: usize,
+    server: Arc<Server>,
     local_addr: SocketAddr,
-    all_left: Receiver<Never>,
 }
 
 impl HttpThreads {
-    /// The address that the threads serve.
+    /// The address that is served.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Stops: requests under way are finished, new ones get 503 and `Connection: close` meanwhile. Returns as soon as all threads
-    /// have left, at the latest at `deadline`, with the number of requests that were still under way then; their threads are left
-    /// behind.
-    pub fn stop(self, deadline: Instant) -> usize {
-        self.begin_stop(deadline);
-        match self.all_left.recv_deadline(deadline) {
-            Err(RecvTimeoutError::Disconnected) => 0,
-            Err(RecvTimeoutError::Timeout) => self.shared.busy.load(Ordering::SeqCst),
-            Ok(never) => match never {},
+    /// Stops: requests under way are finished, all that come get 503 and `Connection: close`. Returns as soon as none is under way, at
+    /// the latest at `deadline`, with the number that still was; what comes is refused until the second value is dropped.
+    pub fn stop(self, deadline: Instant) -> (usize, Refusing) {
+        let _ = self.shared.is_stopping.set(()); // OK: a stop that has begun goes on
+        self.server.hurry();
+        let busy = || self.shared.busy.load(Ordering::SeqCst);
+        while busy() > 0 && Instant::now() < deadline {
+            thread::sleep(STOP_LOOK_EVERY);
         }
-    }
-
-    /// Goes on refusing requests with 503 and `Connection: close` after a stop that ends at `deadline`, until what it returns is dropped.
-    /// To be called before [`HttpThreads::stop`].
-    ///
-    /// # Errors
-    /// The system gives no more threads; then requests that come late are not answered.
-    pub fn refuse_late(&self, deadline: Instant) -> io::Result<Refusing> {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (listening, all_left, over) =
-            (Arc::clone(&self.shared.listening), self.all_left.clone(), Arc::clone(&is_over));
-        let thread = thread::Builder::new().name("http-late".to_owned()).spawn(move || {
-            // Until then the others refuse.
-            let _ = all_left.recv_deadline(deadline);
-            while !over.load(Ordering::SeqCst) {
-                if let Some(incoming) = listening.next(REQUEST_WAIT) {
-                    wire::refuse(incoming.request);
-                }
-            }
-        })?;
-        Ok(Refusing { listening: Arc::clone(&self.shared.listening), is_over, thread })
-    }
-
-    fn begin_stop(&self, deadline: Instant) {
-        let _ = self.shared.stop_at.set(deadline); // OK: a stop that has begun goes on
-        self.shared.listening.wake(self.threads);
+        (busy(), Refusing { _server: self.server })
     }
 }
 
-impl Drop for HttpThreads {
-    fn drop(&mut self) {
-        self.begin_stop(Instant::now());
-    }
-}
-
-/// Requests that come late are refused until this is dropped; then the port is closed.
+/// Requests that come late are refused until this is dropped; then the port and all connections are closed.
 pub struct Refusing {
-    listening: Arc<Listening>,
-    is_over: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-impl Drop for Refusing {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::SeqCst);
-        self.listening.wake(1);
-        // It may hang in a client that takes no answer; then it ends with the process.
-        join_until(&self.thread, Instant::now() + REFUSING_END_WAIT);
-    }
+    _server: Arc<Server>,
 }
 
 /// What the threads share.
 struct Shared {
     api: Arc<Api>,
-    listening: Arc<Listening>,
+    shares: Shares,
     // Requests under way.
     busy: AtomicUsize,
-    // Set once, when a stop begins: its deadline.
-    stop_at: OnceLock<Instant>,
+    // Set once, when a stop begins.
+    is_stopping: OnceLock<()>,
 }
 
-impl Shared {
-    /// The life of one thread.
-    fn run(&self, _alive: &Sender<Never>) {
-        loop {
-            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
-                Ok(true) => {}
-                Ok(false) => {
-                    // It may have taken the wake-up of another thread too.
-                    self.listening.wake(1);
-                    return;
-                }
-                // The panic hook has logged it. OK: what tiny_http or a stream did is dropped with its connection.
-                Err(_) => thread::yield_now(),
-            }
+impl Service for Shared {
+    fn serve(&self, request: Request<'_>) {
+        let busy = Busy::new(&self.busy);
+        // Only once it is counted, so that a stop either sees it or is seen.
+        if self.is_stopping.get().is_some() {
+            drop(busy);
+            return wire::refuse(request);
         }
+        let is_stopping = || self.is_stopping.get().is_some();
+        wire::serve(request, &self.api, &self.shares, &is_stopping);
     }
 
-    /// Serves the next request, if one comes soon. Returns whether the thread should go on.
-    fn turn(&self) -> bool {
-        let Some(deadline) = self.stop_at.get() else {
-            self.listening.mend();
-            if let Some(incoming) = self.listening.next(REQUEST_WAIT) {
-                self.serve(incoming);
-            }
-            return true;
-        };
-        match self.listening.next(REQUEST_WAIT_STOPPING) {
-            Some(incoming) => {
-                wire::refuse(incoming.request);
-                true
-            }
-            None => self.busy.load(Ordering::SeqCst) > 0 && Instant::now() < *deadline,
-        }
+    fn refusal(&self, refusal: Refusal) -> Vec<u8> {
+        wire::refusal(refusal)
     }
 
-    fn serve(&self, incoming: Incoming) {
-        let _busy = Busy::new(&self.busy);
-        // A connection that is to close is closed by the client: tiny_http has no way to close it.
-        let close = incoming.retired || self.stop_at.get().is_some();
-        wire::serve(incoming.request, &self.api, close);
+    fn notice(&self, notice: Notice<'_>) {
+        let seconds = |time: Duration| time.as_millis();
+        match notice {
+            Notice::AcceptFails(error) => {
+                log::warn!(error:%; "http can accept no new connections; it goes on trying");
+            }
+            Notice::Accepts(outage) => log::info!(outage_ms = seconds(outage); "http accepts connections again"),
+            Notice::Full => {
+                log::warn!(
+                    "http has as many connections as it may; those that do nothing are closed, or new ones refused"
+                );
+            }
+            Notice::Room(time, Counts { open, refused, displaced, .. }) => log::info!(
+                time_ms = seconds(time), connections = open, refused_total = refused, displaced_total = displaced;
+                "http has room for connections again"
+            ),
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use tiny_http::{Header, Response as Answer, Server};
+use tiny_http::{Limits, Notice, Refusal, Request, Server, Service};
 
 use super::*;
 use crate::handlers::StopFlag;
@@ -32,34 +33,59 @@ impl Seen {
 
 /// A server that gives each call the same answer, and the calls that it saw.
 fn server(status: u16, headers: &[(&str, &str)], body: &str) -> (String, Receiver<Seen>) {
-    let server = Server::http("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}/hook", server.server_addr());
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/hook", listener.local_addr().expect("an address"));
     let (send, seen) = mpsc::channel();
-    let headers: Vec<Header> =
-        headers.iter().map(|(name, value)| Header::from_bytes(*name, *value).expect("a header")).collect();
-    let body = body.to_owned();
-    thread::spawn(move || {
-        while let Ok(mut request) = server.recv() {
-            let mut text = String::new();
-            request.as_reader().read_to_string(&mut text).expect("a body");
-            let seen = Seen {
-                method: request.method().to_string(),
-                path: request.url().to_owned(),
-                headers: request.headers().iter().map(|h| (h.field.to_string(), h.value.to_string())).collect(),
-                body: text,
-                from: request.remote_addr().copied(),
-            };
-            let mut answer = Answer::from_string(&body).with_status_code(status);
-            for header in &headers {
-                answer.add_header(header.clone());
-            }
-            let answered = request.respond(answer);
-            if send.send(seen).is_err() || answered.is_err() {
-                break;
-            }
-        }
-    });
+    let mut answer = format!("HTTP/1.1 {status} As told\r\n");
+    for (name, value) in headers {
+        answer.extend([name, ": ", value, "\r\n"]);
+    }
+    answer.extend(["Content-Length: ", &body.len().to_string(), "\r\n\r\n", body]);
+    let limits = Limits {
+        connections_max: 64,
+        head_bytes_max: 16 << 10,
+        headers_max: 64,
+        idle: LONG,
+        head: LONG,
+        body: LONG,
+        answer: LONG,
+        leave: LONG,
+        hurry: LONG,
+    };
+    let server = Server::start(listener, limits, Arc::new(Recorder { answer, seen: send })).expect("threads");
+    // It serves until the process ends.
+    std::mem::forget(server);
     (url, seen)
+}
+
+struct Recorder {
+    answer: String,
+    seen: mpsc::Sender<Seen>,
+}
+
+impl Service for Recorder {
+    fn serve(&self, mut request: Request<'_>) {
+        let mut text = String::new();
+        request.as_reader().read_to_string(&mut text).expect("a body");
+        let seen = Seen {
+            method: request.method().to_string(),
+            path: request.url().to_owned(),
+            headers: request.headers().iter().map(|h| (h.field.to_string(), h.value.to_string())).collect(),
+            body: text,
+            from: request.remote_addr().copied(),
+        };
+        // OK: the client may be gone, and the test over
+        let _ = request.into_writer().write_all(self.answer.as_bytes());
+        let _ = self.seen.send(seen);
+    }
+
+    fn refusal(&self, refusal: Refusal) -> Vec<u8> {
+        panic!("{refusal:?}");
+    }
+
+    fn notice(&self, notice: Notice<'_>) {
+        panic!("{notice:?}");
+    }
 }
 
 /// A server that reads one request from each connection, one after the other, and hands the connection to `serve`.

@@ -1,7 +1,7 @@
 //! The HTTP threads over real sockets, with a backend in memory.
 
 mod client;
-mod outage;
+mod hostile;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,13 +15,22 @@ use crate::api::fake::Fake;
 use client::{Client, Reply};
 
 const JOB: &str = r#"{"type":"t"}"#;
-/// Longer than what `tiny_http` reads by itself.
+/// The length of a long body that is not too long.
 const LONG: usize = 3_000;
 
-/// Starts a server over `fake` with so many threads.
-fn serve(fake: &Arc<Fake>, threads: usize) -> HttpThreads {
+fn options() -> HttpOptions {
+    let (client_wait, idle_wait) = (Duration::from_secs(10), Duration::from_mins(1));
+    HttpOptions { connections_max: 64, client_wait, idle_wait, body_bytes_max: 4_000 }
+}
+
+/// Starts a server over `fake`.
+fn serve(fake: &Arc<Fake>) -> HttpThreads {
+    serve_with(fake, &options())
+}
+
+fn serve_with(fake: &Arc<Fake>, options: &HttpOptions) -> HttpThreads {
     let server = HttpServer::bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
-    server.start(Arc::new(fake.api()), threads).expect("threads")
+    server.start(Arc::new(fake.api()), options, &HttpCounts::default()).expect("threads")
 }
 
 fn post(body: &str) -> String {
@@ -50,7 +59,7 @@ fn hold_submits(fake: &Fake) -> (Receiver<()>, Sender<()>) {
 #[test]
 fn requests_on_one_connection_are_answered_one_after_the_other() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 2);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
 
     let enqueued = client.ask(&post(JOB));
@@ -68,7 +77,7 @@ fn requests_on_one_connection_are_answered_one_after_the_other() {
 #[test]
 fn head_is_answered_as_get_without_the_body() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
 
     for target in ["/healthz", "/getAllJobs", "/nothing"] {
@@ -83,7 +92,7 @@ fn head_is_answered_as_get_without_the_body() {
 #[test]
 fn a_chunked_body_is_read_and_bounded() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let head = "POST /enqueue HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
 
@@ -97,7 +106,7 @@ fn a_chunked_body_is_read_and_bounded() {
 #[test]
 fn a_client_that_asks_first_is_told_to_go_on_or_not() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let head = |length: usize| {
         format!("POST /enqueue HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
     };
@@ -116,7 +125,7 @@ fn a_client_that_asks_first_is_told_to_go_on_or_not() {
 #[test]
 fn an_answer_does_not_wait_for_a_body_that_is_not_wanted() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
 
     // The body follows only after the answer is here; then the connection goes on.
@@ -132,7 +141,7 @@ fn an_answer_does_not_wait_for_a_body_that_is_not_wanted() {
 #[test]
 fn a_client_that_dies_in_its_body_sets_the_thread_free() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
 
     for length in [LONG, 4_001, 1_000_000] {
         let mut dying = Client::connect(server.local_addr());
@@ -147,7 +156,7 @@ fn a_client_that_dies_in_its_body_sets_the_thread_free() {
 #[test]
 fn an_offer_to_change_the_protocol_is_passed_over() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
     let ask =
         |request: &str| Client::connect(server.local_addr()).ask(&request.replacen("\r\n", &format!("\r\n{offer}"), 1));
@@ -157,14 +166,18 @@ fn an_offer_to_change_the_protocol_is_passed_over() {
     assert_eq!(ask(&post(&long)).status, 200);
     assert_eq!(ask(&get("/getAllJobs")).status, 200);
     assert_eq!(ask("POST /enqueue HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 400);
-    assert_eq!(ask("POST /enqueue HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n").status, 411);
+    assert_eq!(
+        ask("POST /enqueue HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n")
+            .status,
+        422
+    );
 }
 
 #[test]
 fn a_large_listing_comes_whole() {
     let fake = Arc::new(Fake::default());
     fake.fill(3_000, "t", &"x".repeat(900));
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
 
     let listed = Client::connect(server.local_addr()).ask(&get("/getAllJobs"));
 
@@ -177,7 +190,7 @@ fn a_listing_that_fails_halfway_is_no_valid_answer() {
     let fake = Arc::new(Fake::default());
     fake.fill(200, "t", "{}");
     fake.state().reads_max = Some(1);
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
 
     let close = get("/getAllJobs").replacen("\r\n", "\r\nConnection: close\r\n", 1);
     for request in [get("/getAllJobs"), close] {
@@ -193,7 +206,7 @@ fn a_listing_that_fails_halfway_is_no_valid_answer() {
 fn http_1_0_is_served_and_its_listing_ends_with_the_connection() {
     let fake = Arc::new(Fake::default());
     fake.fill(200, "t", "{}");
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let read_all = |request: &str| {
         let mut stream = TcpStream::connect(server.local_addr()).expect("connected");
         stream.write_all(request.as_bytes()).expect("sent");
@@ -207,19 +220,23 @@ fn http_1_0_is_served_and_its_listing_ends_with_the_connection() {
     fake.state().reads_max = Some(fake.reads() + 1);
     let broken = read_all("GET /getAllJobs HTTP/1.0\r\n\r\n");
     fake.state().reads_max = None;
-    let kept = Client::connect(server.local_addr()).ask("GET /getAllJobs HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let kept = read_all("GET /getAllJobs HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let mut keeping = Client::connect(server.local_addr());
+    let first = keeping.ask("GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let second = keeping.ask("GET /healthz HTTP/1.0\r\n\r\n");
 
     assert!(health.ends_with("\r\n\r\n{\"status\":\"ok\"}"), "{health}");
     assert!(listed.contains("\r\n\r\n[{") && listed.ends_with("}]") && !listed.contains("chunked"));
     assert!(broken.ends_with('}'));
-    assert_eq!(kept.status, 400);
+    assert!(kept.contains("\r\nConnection: close\r\n") && kept.ends_with("}]"));
+    assert!(first.head.contains("\r\nConnection: keep-alive\r\n") && second.status == 200);
 }
 
 #[test]
 fn a_panic_is_a_500_and_the_thread_lives_on() {
     let fake = Arc::new(Fake::default());
     fake.state().on_submit = Some(Arc::new(Box::new(|| panic!("on purpose"))));
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
 
     let failed = client.ask(&post(JOB));
@@ -231,10 +248,10 @@ fn a_panic_is_a_500_and_the_thread_lives_on() {
 }
 
 #[test]
-fn as_many_requests_are_under_way_as_there_are_threads() {
+fn requests_of_different_connections_are_under_way_together() {
     let fake = Arc::new(Fake::default());
     let (begun, go) = hold_submits(&fake);
-    let server = serve(&fake, 3);
+    let server = serve(&fake);
     let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(server.local_addr())).collect();
 
     for client in &mut clients {
@@ -252,7 +269,7 @@ fn as_many_requests_are_under_way_as_there_are_threads() {
 fn a_stop_finishes_what_is_under_way_and_refuses_what_comes() {
     let fake = Arc::new(Fake::default());
     let (begun, go) = hold_submits(&fake);
-    let server = serve(&fake, 2);
+    let server = serve(&fake);
     let addr = server.local_addr();
     let mut early = Client::connect(addr);
     let mut late = Client::connect(addr);
@@ -266,26 +283,26 @@ fn a_stop_finishes_what_is_under_way_and_refuses_what_comes() {
             break reply;
         }
     };
-    let refused_unread =
-        late.ask(&format!("POST /enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n"));
+    let refused_unread = Client::connect(addr)
+        .ask(&format!("POST /enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n"));
     drop(late);
     drop(go);
 
     assert_eq!((refused.status, refused_unread.status), (503, 503));
     assert!(refused.head.contains("\r\nConnection: close\r\n") && refused.head.contains("\r\nRetry-After: 1\r\n"));
     assert_eq!(early.read_reply().status, 200);
-    assert_eq!(stop.join().expect("no panic"), 0);
+    assert_eq!(stop.join().expect("no panic").0, 0);
 }
 
 #[test]
 fn after_a_stop_open_and_new_connections_are_refused_until_the_rest_has_stopped() {
-    let server = serve(&Arc::new(Fake::default()), 2);
+    let server = serve(&Arc::new(Fake::default()));
     let addr = server.local_addr();
     let mut open = Client::connect(addr);
     assert_eq!(open.ask(&get("/healthz")).status, 200);
 
-    let refusing = server.refuse_late(soon()).expect("a thread");
-    assert_eq!(server.stop(soon()), 0);
+    let (left, refusing) = server.stop(soon());
+    assert_eq!(left, 0);
     let over_open = open.ask(&get("/healthz"));
     let over_new = Client::connect(addr).ask(&post(JOB));
     let begun = Instant::now();
@@ -301,13 +318,13 @@ fn after_a_stop_open_and_new_connections_are_refused_until_the_rest_has_stopped(
 
 #[test]
 fn an_idle_server_stops_at_once_and_frees_its_port() {
-    let server = serve(&Arc::new(Fake::default()), 4);
+    let server = serve(&Arc::new(Fake::default()));
     let addr = server.local_addr();
     let begun = Instant::now();
 
-    assert_eq!(server.stop(soon()), 0);
+    assert_eq!(server.stop(soon()).0, 0);
 
-    assert!(begun.elapsed() < REQUEST_WAIT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     while let Err(error) = HttpServer::bind(addr) {
         assert!(Instant::now() < begun + Duration::from_secs(10), "{error}");
         std::thread::yield_now();
@@ -318,13 +335,13 @@ fn an_idle_server_stops_at_once_and_frees_its_port() {
 fn a_stop_does_not_wait_longer_than_its_deadline() {
     let fake = Arc::new(Fake::default());
     let (begun, _go) = hold_submits(&fake);
-    let server = serve(&fake, 2);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
     client.send(post(JOB).as_bytes());
     begun.recv_deadline(soon()).expect("it has begun");
 
     let asked = Instant::now();
-    let left_behind = server.stop(asked + Duration::from_millis(200));
+    let (left_behind, _refusing) = server.stop(asked + Duration::from_millis(200));
 
     assert_eq!(left_behind, 1);
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
@@ -346,7 +363,7 @@ fn a_port_that_is_taken_is_told_with_advice() {
 #[test]
 fn a_half_closed_connection_still_gets_its_answer() {
     let fake = Arc::new(Fake::default());
-    let server = serve(&fake, 1);
+    let server = serve(&fake);
     let mut client = Client::connect(server.local_addr());
 
     client.send(post(JOB).as_bytes());

@@ -1,82 +1,115 @@
 //! One request of `tiny_http` to the API, and the answer back to the client.
 //!
-//! The answers are written here, not by `tiny_http`, for three reasons found in its source (0.12.0):
-//! * after an error of its reader `tiny_http` ends a chunked answer as if it were whole, and a client would take half a listing
-//!   for all; here such an answer is made invalid, so that every client fails on it;
-//! * it drops every `Connection` header, so it cannot ask a client to connect anew;
-//! * it writes head and body apart, which costs up to 40 ms where the system waits for more (Nagle's algorithm).
-//!
-//! One case is left to `tiny_http`: an answer to a request whose body was not read. Its writer can only be had by dropping the
-//! reader, which first waits for the rest of the body, but the client may wait for the answer before it sends that.
+//! An answer that is known whole is one write, head and body together. A stream that fails halfway is made invalid: a client must not
+//! take half a listing for all of it.
 
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
-use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+use tiny_http::{HTTPVersion, Refusal, StatusCode};
 
+use super::share::{Share, Shares};
 use crate::api::{self, Answer, Api, Body, Headers, Kind, Problem};
 
 /// The `Server` header.
 const SERVER: &str = "trilane";
-/// A request body up to this, in bytes, is read by `tiny_http` before the request gets here.
-const BODY_READ_BEFORE: u64 = 1_024;
 /// How much of a stream is sent at once, in bytes.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Ends a chunked answer that is not whole: where a client expects the length of the next chunk, this is none.
 const BROKEN_OFF: &[u8] = b"!broken off\r\n";
+/// When to come back after 503, in seconds: what is short is given back within moments.
+const RETRY_SECONDS: u32 = 1;
 
-/// Has a request answered, and sends the answer; `close` asks the client to close the connection then.
-pub(super) fn serve(mut request: tiny_http::Request, api: &Api, close: bool) {
-    let head = Head::of(&request);
-    let mut body = RequestBody { request: &mut request, left: head.body_length, upgraded: head.upgrade };
-    let answer = catch_unwind(AssertUnwindSafe(|| match head.refusal() {
-        Some(problem) => problem.into(),
-        None => api.answer(api::Request {
+/// Has a request answered, and sends the answer; the connection is closed then if `close` says so.
+pub(super) fn serve(mut request: tiny_http::Request<'_>, api: &Api, shares: &Shares, close: &dyn Fn() -> bool) {
+    let head = Head::of(&mut request);
+    let listing = api.lists(&head.target).then(|| shares.listings.take(1));
+    let refusal = match &listing {
+        Some(None) => Some(unavailable("too many listings are under way; ask again later")),
+        _ => head.refusal(),
+    };
+    // The share is kept until the answer is sent.
+    let (answer, _share) = match refusal {
+        Some(problem) => (problem.into(), shares.bodies.nothing()),
+        None => answer(&mut request, &head, api, shares),
+    };
+    finish(request, &head, answer, close());
+}
+
+/// Answers a request that comes during a stop.
+pub(super) fn refuse(mut request: tiny_http::Request<'_>) {
+    let head = Head::of(&mut request);
+    let problem = unavailable("this replica is being stopped; send the request again");
+    finish(request, &head, problem.into(), true);
+}
+
+/// What is sent where there is no request to be answered. The connection is closed then.
+pub(super) fn refusal(refusal: Refusal) -> Vec<u8> {
+    let problem = match refusal {
+        Refusal::Malformed(why) => Problem::new(Kind::BadRequest, why),
+        Refusal::Slow => Problem::new(Kind::RequestTimeout, "the request did not come in time; send it again"),
+        Refusal::Expectation => Problem::new(Kind::ExpectationFailed, "the header Expect knows 100-continue alone"),
+        Refusal::HeadTooLarge => Problem::new(Kind::HeadTooLarge, "send fewer or shorter headers"),
+        Refusal::Coding => Problem::new(Kind::NotImplemented, "the header Transfer-Encoding knows chunked alone"),
+        Refusal::Full => unavailable("too many connections are open; try again later"),
+        Refusal::Version => Problem::new(Kind::VersionNotSupported, "use HTTP/1.1"),
+    };
+    let answer = Answer::from(problem);
+    let Body::Whole(text) = answer.body else { return Vec::new() }; // OK: a problem is whole
+    let mut bytes = head_of_answer(answer.status, &answer.headers, &Length::Whole(text.len()), After::Close);
+    bytes.extend(text);
+    bytes
+}
+
+fn unavailable(detail: &str) -> Problem {
+    Problem::new(Kind::Unavailable, detail).retry_after(RETRY_SECONDS)
+}
+
+/// The answer, and the share of the memory for bodies that the request keeps until it is sent.
+fn answer<'a>(request: &mut tiny_http::Request<'_>, head: &Head, api: &Api, shares: &'a Shares) -> (Answer, Share<'a>) {
+    let mut body = RequestBody { request, read: 0, share: shares.bodies.nothing(), is_short: false };
+    let answer = catch_unwind(AssertUnwindSafe(|| {
+        api.answer(api::Request {
             method: &head.method,
             target: &head.target,
             headers: &head.headers,
             body_length: head.body_length,
             body: &mut body,
-        }),
+        })
     }));
-    let unread = head.waits_for(body.left);
-    let answer = answer.unwrap_or_else(|_| Problem::internal("panic", &"the handler panicked; see above").into());
-    finish(request, &head, answer, unread, close);
+    let answer = if body.is_short {
+        unavailable("too many large requests are under way; none of these jobs was stored, send them again later")
+            .into()
+    } else {
+        answer.unwrap_or_else(|_| Problem::internal("panic", &"the handler panicked; see above").into())
+    };
+    (answer, body.share)
 }
 
-/// Answers a request that comes during a stop.
-pub(super) fn refuse(request: tiny_http::Request) {
-    let head = Head::of(&request);
-    let problem =
-        Problem::new(Kind::Unavailable, "this replica is being stopped; send the request again").retry_after(1);
-    let unread = head.waits_for(head.body_length);
-    finish(request, &head, problem.into(), unread, true);
-}
-
-fn finish(request: tiny_http::Request, head: &Head, answer: Answer, unread: bool, close: bool) {
-    let answer = head.sendable(answer);
-    let close = close || head.close;
+fn finish(mut request: tiny_http::Request<'_>, head: &Head, answer: Answer, close: bool) {
+    // HTTP/1.0 knows no chunks: there the end of a stream is that of the connection.
+    let until_close = head.http_1_0 && matches!(answer.body, Body::Stream(_));
+    if close || until_close {
+        request.close();
+    }
+    let after = match (request.keeps_alive(), head.http_1_0) {
+        (false, _) => After::Close,
+        (true, true) => After::KeepAlive,
+        (true, false) => After::Nothing,
+    };
+    let head_with = |length: &Length| head_of_answer(answer.status, &answer.headers, length, after);
     let sent = match answer.body {
-        Body::Whole(text) if unread => send_by_tiny_http(request, answer.status, &answer.headers, text),
         Body::Whole(text) => {
-            let mut bytes = head_of_answer(answer.status, &answer.headers, &Length::Whole(text.len()), close);
+            let mut bytes = head_with(&Length::Whole(text.len()));
             if !head.is_head() {
                 bytes.extend(text);
             }
-            send(request, &bytes)
+            request.into_writer().write_all(&bytes)
         }
-        Body::Stream(_) if head.is_head() => {
-            send(request, &head_of_answer(answer.status, &answer.headers, &Length::Chunked, close))
-        }
-        Body::Stream(stream) if head.http_1_0 => {
-            let bytes = head_of_answer(answer.status, &answer.headers, &Length::UntilClose, true);
-            send_stream(request, bytes, stream, false)
-        }
-        Body::Stream(stream) => {
-            let bytes = head_of_answer(answer.status, &answer.headers, &Length::Chunked, close);
-            send_stream(request, bytes, stream, true)
-        }
+        Body::Stream(_) if head.is_head() => request.into_writer().write_all(&head_with(&Length::Chunked)),
+        Body::Stream(stream) if until_close => send_stream(request, head_with(&Length::UntilClose), stream, false),
+        Body::Stream(stream) => send_stream(request, head_with(&Length::Chunked), stream, true),
     };
     if let Err(error) = sent {
         log::debug!(error:%; "a client went away before it had its answer");
@@ -84,42 +117,25 @@ fn finish(request: tiny_http::Request, head: &Head, answer: Answer, unread: bool
 }
 
 /// What is known of a request before its body is read.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the head")]
 struct Head {
     method: String,
     target: String,
     headers: Headers,
     body_length: Option<u64>,
-    chunked: bool,
-    // The client offers to change the protocol, as Java's and curl's clients for HTTP/2 do; it is not taken up.
-    upgrade: bool,
-    expects_continue: bool,
+    has_body: bool,
     http_1_0: bool,
-    close: bool,
 }
 
 impl Head {
-    fn of(request: &tiny_http::Request) -> Head {
-        let headers: Headers = request
-            .headers()
-            .iter()
-            .map(|header| (header.field.as_str().to_string(), header.value.to_string()))
-            .collect();
-        let connection = headers.get("Connection").unwrap_or_default().to_ascii_lowercase();
-        let http_1_0 = *request.http_version() <= HTTPVersion(1, 0);
+    fn of(request: &mut tiny_http::Request<'_>) -> Head {
+        let headers = request.take_headers().into_iter();
         Head {
-            method: request.method().to_string(),
+            method: request.method().as_str().to_owned(),
             target: request.url().to_owned(),
-            body_length: request.body_length().map(|length| length as u64),
-            chunked: headers.get("Transfer-Encoding").is_some(),
-            upgrade: connection.contains("upgrade"),
-            expects_continue: headers.get("Expect").is_some(),
-            http_1_0,
-            // As tiny_http decides it.
-            close: connection.contains("close")
-                || connection.contains("upgrade")
-                || (http_1_0 && !connection.contains("keep-alive")),
-            headers,
+            body_length: request.body_length(),
+            has_body: request.is_chunked() || request.body_length().is_some_and(|length| length > 0),
+            http_1_0: *request.http_version() <= HTTPVersion(1, 0),
+            headers: headers.map(|header| (header.field.into_string(), header.value.into())).collect(),
         }
     }
 
@@ -127,62 +143,32 @@ impl Head {
         self.method == "HEAD"
     }
 
-    /// What cannot be answered over this connection, whatever it asks for.
+    /// What is refused whatever it asks for.
     fn refusal(&self) -> Option<Problem> {
         let reads_only = matches!(self.method.as_str(), "GET" | "HEAD");
-        if self.chunked && self.upgrade {
-            // tiny_http does not decode the body then, and nothing tells where it ends.
-            let detail =
-                "send Content-Length, or do not offer an upgrade to HTTP/2 (Java: HttpClient.Version.HTTP_1_1)";
-            Some(Problem::new(Kind::LengthRequired, detail))
-        } else if reads_only && self.waits_for(self.body_length) {
-            Some(Problem::new(Kind::BadRequest, format!("{} takes no body", self.method)))
-        } else {
-            None
-        }
-    }
-
-    /// The answer, or why it cannot be sent: over HTTP/1.0 only the end of the connection can end what has no length.
-    fn sendable(&self, answer: Answer) -> Answer {
-        if matches!(answer.body, Body::Stream(_)) && self.http_1_0 && !self.close {
-            let detail = "use HTTP/1.1, or do without Connection: keep-alive, or ask for pages with limit";
-            Problem::new(Kind::BadRequest, detail).into()
-        } else {
-            answer
-        }
-    }
-
-    /// Whether `tiny_http`, to drop the request, waits for a body of which `left` bytes were not read.
-    fn waits_for(&self, left: Option<u64>) -> bool {
-        let in_memory = self.body_length.is_some_and(|length| length <= BODY_READ_BEFORE) && !self.expects_continue;
-        left.is_some_and(|left| left > 0) && !in_memory && !self.upgrade
+        (reads_only && self.has_body).then(|| Problem::new(Kind::BadRequest, format!("{} takes no body", self.method)))
     }
 }
 
-/// Reads the body of a request, and not what stands behind it.
-struct RequestBody<'a> {
-    request: &'a mut tiny_http::Request,
-    // Of `Content-Length`.
-    left: Option<u64>,
-    // tiny_http hands out the whole connection then, so a body without a length has none.
-    upgraded: bool,
+/// Reads the body of a request; more than a little of it only where there is memory for it.
+struct RequestBody<'a, 'b, 'c> {
+    request: &'a mut tiny_http::Request<'b>,
+    read: usize,
+    share: Share<'c>,
+    is_short: bool,
 }
 
-impl Read for RequestBody<'_> {
+impl Read for RequestBody<'_, '_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(left) = self.left else {
-            return if self.upgraded {
-                Ok(0)
-            } else {
-                self.request.as_reader().read(buffer)
-            };
-        };
-        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        if count == 0 {
-            return Ok(0);
+        let read = self.request.as_reader().read(buffer)?;
+        self.read += read;
+        if self.read > Shares::FREE_BODY_BYTES {
+            self.is_short = !self.share.grow_to(self.read);
         }
-        let read = self.request.as_reader().read(&mut buffer[..count])?;
-        self.left = Some(left - read as u64);
+        if self.is_short {
+            self.request.close();
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "there is no memory for it now"));
+        }
         Ok(read)
     }
 }
@@ -194,11 +180,22 @@ enum Length {
     UntilClose,
 }
 
-fn head_of_answer(status: u16, headers: &[(&'static str, String)], length: &Length, close: bool) -> Vec<u8> {
+/// What becomes of the connection, where the client must be told.
+#[derive(Clone, Copy)]
+enum After {
+    Close,
+    KeepAlive,
+    Nothing,
+}
+
+fn head_of_answer(status: u16, headers: &[(&'static str, String)], length: &Length, after: After) -> Vec<u8> {
     let reason = StatusCode(status).default_reason_phrase();
     let date = httpdate::fmt_http_date(SystemTime::now());
-    let mut head = format!("HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n");
-    for (name, value) in all_headers(headers) {
+    let mut head = String::with_capacity(512);
+    head.extend(["HTTP/1.1 ", &status.to_string(), " ", reason, "\r\nDate: ", &date, "\r\n"]);
+    // No cache may keep an answer, and no browser may guess what it is.
+    head.extend(["Server: ", SERVER, "\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"]);
+    for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
     match length {
@@ -206,29 +203,19 @@ fn head_of_answer(status: u16, headers: &[(&'static str, String)], length: &Leng
         Length::Chunked => head.push_str("Transfer-Encoding: chunked\r\n"),
         Length::UntilClose => {}
     }
-    if close {
-        head.push_str("Connection: close\r\n");
-    }
+    head.push_str(match after {
+        After::Close => "Connection: close\r\n",
+        After::KeepAlive => "Connection: keep-alive\r\n",
+        After::Nothing => "",
+    });
     head.push_str("\r\n");
     head.into_bytes()
-}
-
-/// The headers of an answer. No cache may keep it, and no browser may guess what it is.
-fn all_headers<'a>(own: &'a [(&'static str, String)]) -> impl Iterator<Item = (&'a str, &'a str)> {
-    let standing = [("Server", SERVER), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")];
-    standing.into_iter().chain(own.iter().map(|(name, value)| (*name, value.as_str())))
-}
-
-fn send(request: tiny_http::Request, bytes: &[u8]) -> io::Result<()> {
-    let mut writer = request.into_writer();
-    writer.write_all(bytes)?;
-    writer.flush()
 }
 
 /// Sends a stream, in chunks or as it is until the connection ends. If it fails, the client is not left to believe it whole:
 /// in chunks one is broken; else the text ends without its closing bracket.
 fn send_stream(
-    request: tiny_http::Request,
+    request: tiny_http::Request<'_>,
     head: Vec<u8>,
     mut stream: Box<dyn Read + Send>,
     chunked: bool,
@@ -250,22 +237,13 @@ fn send_stream(
             (None, true) => bytes.extend(BROKEN_OFF),
             (None, false) => {}
         }
+        if read.is_none() {
+            writer.close();
+        }
         writer.write_all(&bytes)?;
         bytes.clear();
         if read.unwrap_or(0) == 0 {
             return writer.flush();
         }
     }
-}
-
-fn send_by_tiny_http(
-    request: tiny_http::Request,
-    status: u16,
-    headers: &[(&'static str, String)],
-    text: Vec<u8>,
-) -> io::Result<()> {
-    let headers = all_headers(headers).filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect();
-    let length = text.len();
-    let response = Response::new(StatusCode(status), headers, io::Cursor::new(text), Some(length), None);
-    request.respond(response.with_chunked_threshold(usize::MAX))
 }

@@ -29,6 +29,19 @@ impl Client {
         self.reader.get_mut().write_all(bytes).expect("sent");
     }
 
+    /// The same where the server may have closed the connection.
+    pub(super) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.reader.get_mut().write_all(bytes)
+    }
+
+    /// Waits until the server has closed the connection, without a word.
+    pub(super) fn is_ended(&mut self) -> bool {
+        match self.reader.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+
     pub(super) fn close(&mut self, how: Shutdown) {
         self.reader.get_mut().shutdown(how).expect("closed");
     }
