@@ -25,7 +25,7 @@ pub use submit::{Submission, SubmitError, SubmitFailure, SubmitResult};
 pub use timers::Timers;
 
 use crate::job::{ReplicaId, Token};
-use crate::queue::{Lanes, QueueError};
+use crate::queue::Lanes;
 use crate::store::{BATCH_MAX, Cancelled, Revived, Store, StoreError};
 
 /// A replica that has not been seen for this long is dead: three beats missed.
@@ -112,12 +112,10 @@ impl Lifecycle {
         !self.policy.has_lanes || self.lanes_are_away()
     }
 
-    /// Whether the lanes answer, and why not.
-    ///
-    /// # Errors
-    /// The reason, for people; without secrets.
-    pub fn ping_lanes(&self) -> Result<(), QueueError> {
-        self.lanes.ping()
+    /// Why the lanes are not used, for people and without secrets. A server that answers may still refuse what matters: it is full, or
+    /// only a replica.
+    pub fn lanes_problem(&self) -> Option<String> {
+        self.lanes.ping().err().map(|error| error.to_string()).or_else(|| self.lanes_outage.error())
     }
 
     /// Lengths of the lanes in the order of [`Lane::ALL`]; `None` while they do not answer.

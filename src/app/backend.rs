@@ -73,8 +73,7 @@ impl Backend for ServiceBackend {
             problem: self.lifecycle.store().ping().err().map(|_| "the database does not answer".to_owned()),
         }];
         if self.lifecycle.policy().lanes_are_shared {
-            let problem = self.lifecycle.ping_lanes().err().map(|error| error.to_string());
-            states.push(StoreState { name: "redis", required: false, problem });
+            states.push(StoreState { name: "redis", required: false, problem: self.lifecycle.lanes_problem() });
         }
         if self.is_stopping.load(Ordering::Acquire) {
             let problem = Some("the replica is being stopped".to_owned());

@@ -90,8 +90,9 @@ impl Lifecycle {
         let found = self.lanes.epoch()?;
         let mut new_epoch = lock(&self.new_epoch);
         if let Some(name) = found.as_ref().filter(|_| self.lanes_are_away()) {
-            // A server that answers may still refuse to be written to (full, read-only); this would be refused too.
+            // A server that answers may still refuse to be written to (full, read-only), and a lane be something else; then these fail too.
             self.lanes.begin_epoch(name)?;
+            self.lanes.state()?;
         }
         if found.is_some() && found != *new_epoch {
             *new_epoch = None; // Another replica began it, and recalls.

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use crate::wake::Wake;
 
-/// The present state of a store, and when its outage began.
+/// The present state of a store, and when and by what its outage began.
 pub struct Outage {
     name: &'static str,
-    since: Mutex<Option<Instant>>,
+    since: Mutex<Option<(Instant, String)>>,
     begun: Arc<Wake>,
 }
 
@@ -28,7 +28,7 @@ impl Outage {
     pub fn begins(&self, error: &dyn Display) {
         let mut since = self.lock();
         if since.is_none() {
-            *since = Some(Instant::now());
+            *since = Some((Instant::now(), error.to_string()));
             self.begun.wake();
             log::warn!(error:% = error; "{} is away; Trilane goes on without it and looks for it", self.name);
         }
@@ -36,7 +36,7 @@ impl Outage {
 
     /// It answers; logs the first of these after an outage, with its length. Returns whether there was one.
     pub fn ends(&self) -> bool {
-        let Some(since) = self.lock().take() else { return false };
+        let Some((since, _)) = self.lock().take() else { return false };
         let seconds = since.elapsed().as_secs_f64();
         log::info!(outage_seconds:? = (seconds * 1000.0).round() / 1000.0; "{} is back", self.name);
         true
@@ -47,7 +47,12 @@ impl Outage {
         self.lock().is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+    /// What the present outage began with.
+    pub fn error(&self) -> Option<String> {
+        self.lock().as_ref().map(|(_, error)| error.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
         self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

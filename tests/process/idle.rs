@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::site::Site;
 use super::stores::number;
-use super::trilane::{SOON, Trilane, wait_for, wait_until};
+use super::trilane::{SOON, wait_for, wait_until};
 
 /// What the issue allows.
 const STATEMENTS_A_MINUTE_MAX: f64 = 10.0;
@@ -16,14 +16,12 @@ const MEMORY_KIB_MAX: u64 = 30 * 1024;
 /// As keeper and scheduler have it.
 const BEAT: Duration = Duration::from_secs(20);
 const TICKS_A_MINUTE: f64 = 0.5;
-/// Ticks of `/proc/PID/stat` in a second: fixed in Linux.
-const CLOCK_TICKS_A_SECOND: f64 = 100.0;
 
 /// Statements that the database of this site was sent, those whose text is like this. Asked in another database, so as not to count
 /// itself.
 fn statements_like(site: &Site, text: &str) -> i64 {
     let admin = std::env::var("TRILANE_TEST_POSTGRES").expect("it is set where the site could be made");
-    let name = site.connection_string().rsplit("Database=").next().expect("it is there").trim_end_matches(';');
+    let name = site.database_name();
     let counted = "select cast(coalesce(sum(s.calls), 0) as bigint) from pg_stat_statements as s join pg_database as d on d.oid = s.dbid";
     number(&admin, &format!("{counted} where d.datname = '{name}' and s.query like '{text}'"))
 }
@@ -44,20 +42,6 @@ fn settled(site: &Site) -> i64 {
     })
 }
 
-/// Seconds of a core that the process has used.
-fn core_seconds(process: &Trilane) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).expect("it runs");
-    let behind_name = stat.rsplit(')').next().expect("the name of the program is in brackets");
-    let ticks = behind_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number"));
-    ticks.sum::<f64>() / CLOCK_TICKS_A_SECOND
-}
-
-fn memory_kib(process: &Trilane) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
-    resident.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 #[test]
 fn an_idle_replica_is_quiet_and_small() {
     let site = Site::postgres_and_redis();
@@ -69,10 +53,10 @@ fn an_idle_replica_is_quiet_and_small() {
     let beats = || statements_like(&site, "%Replicas%");
 
     // Up to the next beat nothing is due that happens as rarely as that; what happens more often would show.
-    let (beats_before, from, used) = (beats(), Instant::now(), core_seconds(&process));
+    let (beats_before, from, used) = (beats(), Instant::now(), process.core_seconds());
     wait_until(BEAT + SOON, "it shows itself as alive", || beats() != beats_before);
     let beat = settled(&site) - before;
-    let (elapsed, used) = (from.elapsed(), core_seconds(&process) - used);
+    let (elapsed, used) = (from.elapsed(), process.core_seconds() - used);
     let before = settled(&site);
     process.post("/scheduler/wake", &json!(null));
     wait_until(SOON, "the scheduler ticks", || statements(&site) != before);
@@ -82,7 +66,7 @@ fn an_idle_replica_is_quiet_and_small() {
     let statements_a_minute = f64::from(u32::try_from(beat).expect("few")) * beats_a_minute
         + f64::from(u32::try_from(tick).expect("few")) * TICKS_A_MINUTE;
     let core_percent = 100.0 * used / elapsed.as_secs_f64();
-    let memory_kib = memory_kib(&process);
+    let memory_kib = process.memory_kib();
     let measured = format!(
         "{statements_a_minute} statements a minute ({beat} a beat, {tick} a tick), {core_percent:.2} % of a core over {elapsed:.0?}, \
          {memory_kib} KiB"

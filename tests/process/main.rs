@@ -2,6 +2,8 @@
 
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test ends by a panic, and may tell on its way there")]
 
+#[path = "../support/postgres_server.rs"]
+mod postgres_server;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/redis_server.rs"]
@@ -21,9 +23,12 @@ mod upstream;
 mod busy;
 mod cli;
 mod crash;
+mod database_faults;
+mod faults;
 mod idle;
 mod load;
 mod outage;
+mod redis_faults;
 mod requests;
 mod roles;
 mod sql;

@@ -39,12 +39,21 @@ impl Site {
         Site::new(Dialect::Postgres, Some(url))
     }
 
+    /// A database on this PostgreSQL, an ODBC connection string; the lanes are in each process.
+    pub(crate) fn on_postgres(admin: &str) -> Site {
+        Site::of(TestStore::on(admin), None)
+    }
+
     pub(crate) fn new(dialect: Dialect, redis_url: Option<&str>) -> Site {
+        Site::of(TestStore::new(dialect), redis_url)
+    }
+
+    fn of(database: TestStore, redis_url: Option<&str>) -> Site {
         let folder = std::env::temp_dir().join(format!("trilane-site-{}", Uuid::new_v4()));
         fs::create_dir(&folder).expect("a folder for the test");
         let prefix = format!("{}:", Uuid::new_v4().simple());
         let redis = redis_url.map(|url| (url.to_owned(), prefix));
-        Site { database: TestStore::new(dialect), redis, folder }
+        Site { database, redis, folder }
     }
 
     /// How a process finds the stores, and everything else by default, but that retries come quickly.
@@ -81,8 +90,18 @@ impl Site {
         &self.folder
     }
 
+    /// What stands before the keys of its processes in Redis.
+    pub(crate) fn redis_prefix(&self) -> String {
+        self.redis.as_ref().map(|(_, prefix)| prefix.clone()).expect("it was made with a Redis")
+    }
+
     pub(crate) fn connection_string(&self) -> &str {
         &self.database.connection_string
+    }
+
+    /// The name of its database, on PostgreSQL.
+    pub(crate) fn database_name(&self) -> &str {
+        self.connection_string().rsplit("Database=").next().expect("it is there").trim_end_matches(';')
     }
 
     /// Writes a file for the processes. Returns its path.
@@ -104,6 +123,19 @@ impl Site {
         let command = format!("while [ -e {path} ]; do sleep 0.05; done");
         let text = format!("[{gate}]\ncommand = [\"sh\", \"-c\", {command:?}]\n[\"*\"]\nlog = true\n");
         self.file(&format!("{gate}.toml"), &text)
+    }
+
+    /// As [`Site::gate_handlers`], and each command that comes through the gate is counted.
+    pub(crate) fn counting_handlers(&self, gate: &str) -> String {
+        let path = self.file(gate, "");
+        let command = format!("while [ -e {path} ]; do sleep 0.05; done; echo done >> {path}.done");
+        let text = format!("[{gate}]\ncommand = [\"sh\", \"-c\", {command:?}]\n[\"*\"]\nlog = true\n");
+        self.file(&format!("{gate}.toml"), &text)
+    }
+
+    /// How many commands came through the gate.
+    pub(crate) fn times_done(&self, gate: &str) -> usize {
+        fs::read_to_string(self.folder.join(format!("{gate}.done"))).unwrap_or_default().lines().count()
     }
 
     pub(crate) fn open_gate(&self, gate: &str) {

@@ -46,9 +46,19 @@ impl TestStore {
                 std::fs::create_dir(&folder).expect("a folder for the test");
                 (Store::sqlite_connection_string(&folder.join("test.db")), Cleanup::Folder(folder))
             }
-            Dialect::Postgres => database("TRILANE_TEST_POSTGRES"),
-            Dialect::Mssql => database("TRILANE_TEST_MSSQL"),
+            Dialect::Postgres => database(&server("TRILANE_TEST_POSTGRES")),
+            Dialect::Mssql => database(&server("TRILANE_TEST_MSSQL")),
         };
+        TestStore::of(connection_string, cleanup)
+    }
+
+    /// An empty database on this server.
+    pub(crate) fn on(admin: &str) -> TestStore {
+        let (connection_string, cleanup) = database(admin);
+        TestStore::of(connection_string, cleanup)
+    }
+
+    fn of(connection_string: String, cleanup: Cleanup) -> TestStore {
         let store = open(&connection_string);
         TestStore { store, connection_string, cleanup }
     }
@@ -83,13 +93,16 @@ fn open(connection_string: &str) -> Store {
     Store::open(&options).expect("the store opens")
 }
 
-/// A new database on the server that the environment variable names.
-fn database(variable: &str) -> (String, Cleanup) {
-    let admin =
-        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"));
+/// The server that the environment variable names.
+fn server(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"))
+}
+
+/// A new database on this server.
+fn database(admin: &str) -> (String, Cleanup) {
     let name = format!("trilane_{}", Uuid::new_v4().simple());
-    execute(&admin, &format!("create database {name}"));
-    (with_database(&admin, &name), Cleanup::Database { admin, name })
+    execute(admin, &format!("create database {name}"));
+    (with_database(admin, &name), Cleanup::Database { admin: admin.to_owned(), name })
 }
 
 /// The connection string with another database in it.
@@ -107,19 +120,22 @@ pub(crate) fn execute(connection_string: &str, sql: &str) {
     try_execute(connection_string, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-fn try_execute(connection_string: &str, sql: &str) -> Result<(), odbc_api::Error> {
-    let environment = odbc_api::environment()?;
-    let connection =
-        environment.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())?;
-    connection.execute(sql, (), None).map(drop)
+pub(crate) fn try_execute(connection_string: &str, sql: &str) -> Result<(), odbc_api::Error> {
+    try_connect(connection_string)?.execute(sql, (), None).map(drop)
+}
+
+/// A connection of another program's.
+pub(crate) fn connect(connection_string: &str) -> odbc_api::Connection<'static> {
+    try_connect(connection_string).expect("connects")
+}
+
+fn try_connect(connection_string: &str) -> Result<odbc_api::Connection<'static>, odbc_api::Error> {
+    odbc_api::environment()?.connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
 }
 
 /// Runs batches of SQL on one connection, as a client does.
 pub(crate) fn execute_all(connection_string: &str, batches: &[&str]) {
-    let environment = odbc_api::environment().expect("unixODBC");
-    let connection = environment
-        .connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
-        .expect("connects");
+    let connection = connect(connection_string);
     for sql in batches.iter().filter(|sql| !sql.trim().is_empty()) {
         drop(connection.execute(sql, (), None).unwrap_or_else(|error| panic!("{sql}: {error}")));
     }
@@ -128,10 +144,7 @@ pub(crate) fn execute_all(connection_string: &str, batches: &[&str]) {
 /// The one number that a query outside Trilane returns.
 pub(crate) fn number(connection_string: &str, sql: &str) -> i64 {
     use odbc_api::Cursor as _;
-    let environment = odbc_api::environment().expect("unixODBC");
-    let connection = environment
-        .connect_with_connection_string(connection_string, odbc_api::ConnectionOptions::default())
-        .expect("connects");
+    let connection = connect(connection_string);
     let mut cursor = connection.execute(sql, (), None).expect("runs").expect("a result");
     let mut row = cursor.next_row().expect("is read").expect("a row");
     let mut value = 0i64;

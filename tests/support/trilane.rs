@@ -160,6 +160,52 @@ impl Trilane {
         Some(status.code().unwrap_or(-1))
     }
 
+    // ---- what it costs the machine ----
+
+    /// Seconds of a core that it has used.
+    pub(crate) fn core_seconds(&self) -> f64 {
+        /// Ticks in a second: fixed in Linux.
+        const CLOCK_TICKS_A_SECOND: f64 = 100.0;
+        let stat = self.proc("stat");
+        let behind_name = stat.rsplit(')').next().expect("the name of the program is in brackets");
+        let ticks =
+            behind_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number"));
+        ticks.sum::<f64>() / CLOCK_TICKS_A_SECOND
+    }
+
+    /// Its resident memory.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = self.proc("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        resident.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// Its open files, sockets and pipes.
+    pub(crate) fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    /// The names of its threads, sorted.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs").map_while(Result::ok);
+        // A thread may end meanwhile.
+        let mut names: Vec<String> =
+            tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()).collect();
+        names.sort_unstable();
+        names.iter().map(|name| name.trim().to_owned()).collect()
+    }
+
+    /// Processes that it has started and that are not reaped yet, zombies among them.
+    pub(crate) fn children(&self) -> usize {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs").map_while(Result::ok);
+        let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        children.map(|list| list.split_whitespace().count()).sum()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.pid())).expect("it runs")
+    }
+
     // ---- its HTTP ----
 
     pub(crate) fn get(&self, path: &str) -> Answer {
@@ -228,7 +274,7 @@ impl Drop for Trilane {
         let _ = self.child.wait();
         if thread::panicking() {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("handled by the log handler")).collect();
             let shown = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
             eprintln!("---- log of process {} ----\n{}", self.pid(), shown.join("\n"));
         }
@@ -242,15 +288,18 @@ pub(crate) struct Answer {
     /// JSON, or a string where it is none.
     pub(crate) body: Value,
     pub(crate) is_replayed: bool,
+    /// In seconds.
+    pub(crate) retry_after: Option<u64>,
 }
 
 impl Answer {
     fn of(mut response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq::Error> {
         let status = response.status().as_u16();
         let is_replayed = response.headers().contains_key("idempotency-replayed");
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let text = response.body_mut().with_config().limit(64 * 1024 * 1024).read_to_string()?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Answer { status, body, is_replayed })
+        Ok(Answer { status, body, is_replayed, retry_after })
     }
 }
 
