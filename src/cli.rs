@@ -87,6 +87,8 @@ fn serve(settings: &Settings) -> Outcome {
     let service = Service::start(settings, registry)?;
     service.wait(&stop_asked);
     service.stop();
+    // Of a worker that did not end in time.
+    handlers::abandon_all();
     Ok(ExitCode::SUCCESS)
 }
 

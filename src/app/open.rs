@@ -64,8 +64,20 @@ pub fn open_store(settings: &Settings) -> Result<Store, StoreError> {
                 }
                 std::thread::sleep(STARTUP_PAUSE.min(left_until(deadline)));
             }
-            result => return result,
+            result => return result.map_err(|error| name_file(&settings.database, error)),
         }
+    }
+}
+
+/// The driver of SQLite does not say which file it cannot open.
+fn name_file(database: &Database, error: StoreError) -> StoreError {
+    match database {
+        Database::Sqlite { path } => StoreError::Corrupt(format!(
+            "the SQLite file {} cannot be used: {error}; the user of this process must be able to write it and its folder, and its disk \
+             needs room",
+            path.display()
+        )),
+        _ => error,
     }
 }
 

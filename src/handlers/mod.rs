@@ -38,7 +38,7 @@ pub use file::{FILE_BYTES_MAX, HandlersFileError, load, load_under, parse};
 pub use http::{BODY_BYTES_MAX, BODY_WAIT, HttpHandler, HttpHandlerError};
 pub use log::LogHandler;
 pub use network::{CONNECT_WAIT, LOOKUPS_MAX, SEND_WAIT};
-pub use process::{PIPE_GRACE, REAP_WAIT, TERM_GRACE};
+pub use process::{PIPE_GRACE, REAP_WAIT, TERM_GRACE, abandon_all};
 pub use registry::{EVERY_OTHER_TYPE, Entry, ORIGINAL_TYPES, Registry, built_in};
 pub use tail::STDERR_CHARS_MAX;
 

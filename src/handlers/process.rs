@@ -4,12 +4,17 @@
 //! be left behind by a process that keeps them open. The process leads a process group of its own. When the attempt is
 //! over, so is the group: what is left of it is killed, and the leader is reaped. Only what moved to another group
 //! (`setsid`) lives on; it cannot hold the worker up.
+//!
+//! No command outlives this process, for its job will run again elsewhere. An orderly exit kills every group
+//! ([`abandon_all`]). Where the process is killed itself the kernel kills each leader: its parent-death signal belongs to the
+//! thread that started it, and that thread waits here until the group has ended. What a leader had started then lives on;
+//! a service manager or container, which ends all of them together, closes that gap.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,6 +38,8 @@ const POLL_WAIT_MIN: Duration = Duration::from_millis(1);
 /// How much is read or written at once: what a pipe holds on Linux.
 const CHUNK_BYTES: usize = 64 * 1024;
 
+/// The groups of the attempts under way, by their leaders' ids. None of the leaders is reaped.
+static GROUPS: Mutex<Vec<libc::pid_t>> = Mutex::new(Vec::new());
 /// Processes that did not vanish within [`REAP_WAIT`].
 static LEFT_BEHIND: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
@@ -57,8 +64,9 @@ pub(super) enum End {
 pub(super) fn run(command: &mut Command, input: &[u8], attempt: &Attempt<'_>) -> io::Result<(End, String)> {
     reap_left_behind();
     keep_files_from_children();
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn()?;
-    let mut group = Group { leader: Some(child) };
+    die_with_this_process(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut group = Group::start(command)?;
     let mut pipes = Pipes::of(&mut group, input)?;
     let forced = watch(&group, &mut pipes, attempt);
     let status = group.end();
@@ -113,6 +121,12 @@ struct Group {
 }
 
 impl Group {
+    fn start(command: &mut Command) -> io::Result<Group> {
+        let leader = command.spawn()?;
+        groups().push(process_id(&leader));
+        Ok(Group { leader: Some(leader) })
+    }
+
     /// Whether the leader has ended. It stays a zombie until [`Group::end`], so that its id keeps naming this group.
     fn has_ended(&self) -> bool {
         self.leader.as_ref().is_none_or(has_ended)
@@ -137,6 +151,9 @@ impl Group {
             wait = (wait * 2).min(POLL_WAIT_MAX);
         }
         let is_stuck = !self.has_ended();
+        if let Some(leader) = &self.leader {
+            groups().retain(|id| *id != process_id(leader));
+        }
         match self.leader.take() {
             Some(mut leader) if !is_stuck => leader.wait(),
             Some(leader) => {
@@ -275,12 +292,52 @@ fn keep_files_from_children() {
     }
 }
 
+/// Kills every command that runs, with its group. For a process that is about to exit: no attempt at a command ends any more, so
+/// none can be reported as failed because of this.
+pub fn abandon_all() {
+    let groups = groups();
+    for id in groups.iter() {
+        // SAFETY: a call without pointers. The leader is not reaped while it is listed, so the id is that of its group.
+        unsafe { libc::killpg(*id, libc::SIGKILL) };
+    }
+    std::mem::forget(groups); // whoever ends a group waits for it, until the exit
+}
+
+/// Has the kernel kill the command when this process dies.
+fn die_with_this_process(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        let service = std::process::id();
+        let prepare = move || {
+            // SAFETY: calls that take plain numbers, and that are allowed between fork and exec.
+            let is_alive = unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // This process ignores it (`signals`); a command is to have the usual.
+                libc::signal(libc::SIGXFSZ, libc::SIG_DFL);
+                u32::try_from(libc::getppid()) == Ok(service)
+            };
+            // Else it died before it was asked for, and nobody waits for the command.
+            if is_alive {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+        };
+        // SAFETY: the closure allocates nothing and takes no lock.
+        unsafe { command.pre_exec(prepare) };
+    }
+}
+
+fn groups() -> MutexGuard<'static, Vec<libc::pid_t>> {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Reaps those of [`LEFT_BEHIND`] that have ended meanwhile.
 fn reap_left_behind() {
     left_behind().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
-fn left_behind() -> std::sync::MutexGuard<'static, Vec<Child>> {
+fn left_behind() -> MutexGuard<'static, Vec<Child>> {
     LEFT_BEHIND.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -8,6 +8,7 @@ mod claim;
 mod dialect;
 mod dispatch;
 mod error;
+mod file;
 mod keys;
 mod lease;
 mod migrate;
@@ -85,6 +86,7 @@ impl Store {
             text,
             counts,
             breaks: Arc::default(),
+            file: (dialect == Dialect::Sqlite).then(|| file::DatabaseFile::of(&options.connection_string)).flatten(),
         };
         let connections_max = options.connections_max.max(1);
         let pool = pool::pool(connector, connections_max, options.wait);

@@ -9,6 +9,7 @@ use odbc_api::{ConnectionOptions, Environment};
 use super::batch::Counts;
 use super::dialect::Dialect;
 use super::error::StoreError;
+use super::file::DatabaseFile;
 use super::session::{Session, TextMode};
 
 /// How long a login may take before it counts as failed.
@@ -24,6 +25,14 @@ pub(super) struct Connector {
     /// Counts the connections that broke: those made before the last of them are not trusted any more, for a server that restarted or
     /// a network that failed has cut them all.
     pub(super) breaks: Arc<AtomicU64>,
+    /// Of SQLite.
+    pub(super) file: Option<DatabaseFile>,
+}
+
+impl Connector {
+    fn check_file(&self) -> Result<(), StoreError> {
+        self.file.as_ref().map_or(Ok(()), DatabaseFile::check)
+    }
 }
 
 /// A session, and how many had broken when it was made.
@@ -72,6 +81,7 @@ impl r2d2::ManageConnection for Connector {
     type Error = StoreError;
 
     fn connect(&self) -> Result<Pooled, StoreError> {
+        self.check_file()?;
         let breaks_before = self.breaks.load(Ordering::Acquire);
         let (connection, _) = connect(&self.connection_string)?;
         let mut session = Session::new(connection, self.dialect, self.text, self.counts);
@@ -81,6 +91,7 @@ impl r2d2::ManageConnection for Connector {
 
     // Sends nothing, for an idle replica is to be quiet: a dead connection is found by its first statement, and the others by it.
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), StoreError> {
+        self.check_file()?;
         if pooled.breaks_before == self.breaks.load(Ordering::Acquire) {
             return Ok(());
         }

@@ -25,6 +25,7 @@ mod cli;
 mod crash;
 mod database_faults;
 mod faults;
+mod handler_faults;
 mod idle;
 mod load;
 mod outage;
@@ -32,6 +33,7 @@ mod redis_faults;
 mod requests;
 mod roles;
 mod sql;
+mod sqlite_faults;
 mod stop;
 mod timing;
 

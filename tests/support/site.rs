@@ -68,6 +68,12 @@ impl Site {
         }
     }
 
+    /// The same, with its database in this file.
+    pub(crate) fn with_sqlite_file(mut self, file: &Path) -> Site {
+        self.database.connection_string = trilane::store::Store::sqlite_connection_string(file);
+        self
+    }
+
     /// A way to the database that can be cut, and the connection string that takes it.
     pub(crate) fn proxy(&self) -> (Proxy, String) {
         let pairs = || self.database.connection_string.split(';').filter_map(|pair| pair.split_once('='));
