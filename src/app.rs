@@ -139,6 +139,7 @@ impl Service {
             submit_wait: settings.submit_wait,
             ticker,
             metrics,
+            database: Arc::clone(&database),
             workers: running.as_ref().map(|running| Arc::clone(&running.workers)),
             is_stopping: Arc::clone(&is_stopping),
         };

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Metrics {
     /// Jobs stored by calls to this process.
     pub submitted: AtomicU64,
+    /// Jobs of calls that were told to come back.
+    pub declined: AtomicU64,
     /// Jobs claimed.
     pub claimed: AtomicU64,
     /// Outcomes stored: completed.
@@ -44,6 +46,7 @@ impl Metrics {
     pub fn render(&self, gauges: &[Gauge]) -> String {
         let counters = [
             ("submitted", "Jobs stored by calls to this process.", &self.submitted),
+            ("declined", "Jobs of calls that were told to come back, by 429 or 503.", &self.declined),
             ("claimed", "Jobs claimed.", &self.claimed),
             ("completed", "Outcomes stored: completed.", &self.completed),
             ("retried", "Outcomes stored: to be retried.", &self.retried),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::api::{Backend, StoreState};
 use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq};
-use crate::lifecycle::{Lifecycle, Submission, SubmitError, SubmitResult};
+use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitResult};
 use crate::metrics::{Gauge, Metrics};
 use crate::store::{Cancelled, DeadLetterFilter, JobFilter, Revived, StoreError};
 use crate::threads::http::HttpCounts;
@@ -24,6 +24,7 @@ pub(super) struct ServiceBackend {
     pub(super) submit_wait: Duration,
     pub(super) ticker: Ticker,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) database: Arc<Outage>,
     pub(super) workers: Option<Arc<Workers>>,
     pub(super) is_stopping: Arc<AtomicBool>,
 }
@@ -96,6 +97,7 @@ impl Backend for ServiceBackend {
                 "Ids that wait in this process for their time.",
                 count(self.lifecycle.timers().len()),
             ),
+            gauge("trilane_database_away", "1 while the database is away.", u64::from(self.database.is_on())),
             gauge("trilane_redis_away", "1 while Redis is away.", u64::from(self.lifecycle.lanes_are_away())),
         ];
         if let Some(workers) = &self.workers {

@@ -220,6 +220,12 @@ impl Handler for HttpHandler {
         }
         network::stoppable(attempt.stop, || match self.call(attempt, left) {
             Ok(response) => self.report(response, SystemTime::now()),
+            // Whoever ended it: the call's own limit, or the stop flag that the worker sets at the same moment.
+            Err(_) if attempt.left(Instant::now()).is_zero() => Report::retry(format!(
+                "POST {} was ended at its time limit, after {:.1} s",
+                self.shown_url,
+                left.as_secs_f64()
+            )),
             Err(error) => Report::retry(format!("POST {} failed: {error}", self.shown_url)),
         })
     }

@@ -22,7 +22,7 @@ mod session;
 mod submit;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use claim::Claim;
 pub use dialect::Dialect;
@@ -43,6 +43,8 @@ use session::Session;
 pub const BATCH_MAX: usize = 1_000;
 /// How often a transaction that lost against another (deadlock, lock time-out) is tried again.
 const CONTENDED_TRIES: u32 = 6;
+/// It is not tried again once this much time has passed: a lock that was waited for in vain is held for long, and who asked has a limit too.
+const CONTENDED_WAIT: Duration = Duration::from_secs(5);
 /// An id may reach a worker this much before its `RunAt`, for the replica's timer and the database's clock run apart a little.
 pub(crate) const EARLY_MS: i64 = 50;
 
@@ -164,10 +166,11 @@ impl Store {
 }
 
 fn again_while_contended<T>(mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let begun = Instant::now();
     let mut tries = 1;
     loop {
         match work() {
-            Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES => {
+            Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES && begun.elapsed() < CONTENDED_WAIT => {
                 log::debug!("contended, try {tries}: {why}");
                 std::thread::sleep(Duration::from_millis(crate::random::below(5 << tries)));
                 tries += 1;

@@ -145,7 +145,10 @@ impl Failures {
     fn note(&mut self, name: &str, error: &StoreError) -> Duration {
         match error {
             StoreError::Unavailable(_) | StoreError::Unconfirmed(_) => self.database.begins(error),
-            StoreError::Contended(_) => log::debug!(error:% = error; "{name} gives way and tries again"),
+            StoreError::Contended(_) if self.is_news() => {
+                log::warn!(error:% = error; "{name} gives way and tries again");
+            }
+            StoreError::Contended(_) => {}
             StoreError::Conflict(_) | StoreError::Corrupt(_) => self.log(name, error),
         }
         self.back_off()
@@ -157,10 +160,18 @@ impl Failures {
     }
 
     fn log(&mut self, name: &str, error: &dyn std::fmt::Display) {
-        if self.logged.is_none_or(|logged| logged.elapsed() >= ERROR_REPEAT) {
-            self.logged = Some(Instant::now());
+        if self.is_news() {
             log::error!(error:% = error; "{name} cannot do its work; it goes on trying");
         }
+    }
+
+    /// Whether nothing was logged for a while.
+    fn is_news(&mut self) -> bool {
+        let is_news = self.logged.is_none_or(|logged| logged.elapsed() >= ERROR_REPEAT);
+        if is_news {
+            self.logged = Some(Instant::now());
+        }
+        is_news
     }
 
     fn back_off(&mut self) -> Duration {

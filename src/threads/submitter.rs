@@ -4,13 +4,13 @@
 //! 2. Stores them in one transaction; calls with an idempotency key have one each.
 //! 3. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::Duty;
+use super::{Duty, ERROR_REPEAT, lock};
 use crate::job::{Job, NewJob};
 use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitFailure, SubmitResult};
 use crate::metrics::Metrics;
@@ -24,6 +24,8 @@ type Answer = Result<SubmitResult, SubmitError>;
 struct Call {
     submission: Submission,
     answer: Sender<Answer>,
+    /// When it is given up.
+    until: Instant,
 }
 
 /// The way into the submitter; cheap to clone.
@@ -33,6 +35,9 @@ pub struct SubmitQueue {
     jobs_waiting: Arc<AtomicUsize>,
     jobs_waiting_max: usize,
     closed: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+    // When it was last told that calls are declined.
+    told: Arc<Mutex<Option<Instant>>>,
 }
 
 impl SubmitQueue {
@@ -41,6 +46,28 @@ impl SubmitQueue {
     /// # Errors
     /// [`SubmitError`]. After [`SubmitError::TimedOut`] it is not known whether the jobs were stored.
     pub fn submit(&self, submission: Submission, wait: Duration) -> Answer {
+        let count = submission.jobs.len();
+        let answer = self.try_submit(submission, wait);
+        if let Err(error @ (SubmitError::Overloaded | SubmitError::Unavailable | SubmitError::TimedOut)) = &answer {
+            self.note_declined(count, error);
+        }
+        answer
+    }
+
+    fn note_declined(&self, count: usize, error: &SubmitError) {
+        Metrics::add(&self.metrics.declined, count);
+        // What an outage is told to be needs no other line.
+        if *error == SubmitError::Unavailable {
+            return;
+        }
+        let mut told = lock(&self.told);
+        if told.is_none_or(|told| told.elapsed() >= ERROR_REPEAT) {
+            *told = Some(Instant::now());
+            log::warn!(error:% = error, waiting = self.jobs_waiting(); "calls are declined, for their commit does not come; clients are told to come back");
+        }
+    }
+
+    fn try_submit(&self, submission: Submission, wait: Duration) -> Answer {
         if self.closed.load(Ordering::Acquire) {
             return Err(SubmitError::Stopping);
         }
@@ -51,7 +78,7 @@ impl SubmitQueue {
             return Err(SubmitError::Overloaded);
         }
         let (answer, answers) = bounded(1);
-        if self.calls.send(Call { submission, answer }).is_err() {
+        if self.calls.send(Call { submission, answer, until: Instant::now() + wait }).is_err() {
             return Err(SubmitError::Stopping);
         }
         match answers.recv_timeout(wait) {
@@ -97,20 +124,30 @@ impl Submitter {
             jobs_waiting: Arc::clone(&jobs_waiting),
             jobs_waiting_max,
             closed: Arc::new(AtomicBool::new(false)),
+            metrics: Arc::clone(&metrics),
+            told: Arc::default(),
         };
         (Submitter { calls, jobs_waiting, lifecycle, metrics, database }, queue)
     }
 
+    /// Takes all that waits behind `first`, up to one batch of rows. What was given up meanwhile is left out: its client was told to come
+    /// back, and would find it stored twice.
     fn take_batch(&self, first: Call) -> Vec<Call> {
-        let mut rows = first.submission.jobs.len();
-        let mut calls = vec![first];
-        while rows < BATCH_MAX {
-            let Ok(call) = self.calls.try_recv() else { break };
-            rows += call.submission.jobs.len();
-            calls.push(call);
+        let (mut calls, mut rows) = (Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(call) = next {
+            let count = call.submission.jobs.len();
+            self.jobs_waiting.fetch_sub(count, Ordering::AcqRel);
+            if Instant::now() < call.until {
+                rows += count;
+                calls.push(call);
+            }
+            next = if rows < BATCH_MAX {
+                self.calls.try_recv().ok()
+            } else {
+                None
+            };
         }
-        let total: usize = calls.iter().map(|call| call.submission.jobs.len()).sum();
-        self.jobs_waiting.fetch_sub(total, Ordering::AcqRel);
         calls
     }
 

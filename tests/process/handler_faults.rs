@@ -52,8 +52,8 @@ const COMMANDS: [(&str, &str, &str, &str); 12] = [
 
 /// A path of [`Rude`], the status that its job ends with, and what its reason says.
 const CALLS: [(&str, &str, &str); 8] = [
-    ("never_answers", "failed", "timeout"),
-    ("answers_byte_by_byte", "failed", "timeout"),
+    ("never_answers", "failed", "was ended at its time limit"),
+    ("answers_byte_by_byte", "failed", "was ended at its time limit"),
     ("endless_head", "failed", "failed:"),
     ("endless_body", "completed", ""),
     ("endless_error", "failed", "500"),
@@ -210,7 +210,9 @@ fn rust_handlers_that_panic_or_never_return_cost_no_worker() {
         ));
     };
 
-    ["panics", "panics_without_text", "hangs", "hangs"].map(insert);
+    for job_type in ["panics", "panics_without_text", "hangs", "hangs"] {
+        insert(job_type);
+    }
     site.wait_for_jobs(SOON, 2, "Type like 'panics%' and Status = 'failed'");
     // 10 s after the time limit, its worker is given up.
     site.wait_for_jobs(PATIENCE, 2, "Type = 'hangs' and Status = 'failed'");
@@ -262,7 +264,7 @@ fn answer(stream: &TcpStream, is_over: &AtomicBool) -> std::io::Result<()> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut writer = stream;
-    let mut repeat = |text: &str, pause: Duration| -> std::io::Result<()> {
+    let repeat = |text: &str, pause: Duration| -> std::io::Result<()> {
         let begun = Instant::now();
         while !is_over.load(Ordering::SeqCst) && begun.elapsed() < PATIENCE {
             (&*stream).write_all(text.as_bytes())?;

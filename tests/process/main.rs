@@ -29,6 +29,7 @@ mod handler_faults;
 mod idle;
 mod load;
 mod outage;
+mod overload;
 mod redis_faults;
 mod requests;
 mod roles;

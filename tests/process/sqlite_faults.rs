@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::faults::{Calls, Cost, outages, pause, under_load};
+use super::faults::{Cost, outages, pause, under_load};
 use super::site::Site;
 use super::stores;
 use super::trilane::{SOON, Settings, Trilane, wait_until};
@@ -54,8 +54,8 @@ impl SmallDisk {
     fn new(site: &Site) -> SmallDisk {
         let folder = site.folder().join("disk");
         fs::create_dir(&folder).expect("a folder");
-        let size = format!("size={}", Self::BYTES);
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder).output();
+        let limit = format!("size={}", Self::BYTES);
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &limit, "tmpfs"]).arg(&folder).output();
         let is_mounted = mounted.is_ok_and(|output| output.status.success());
         eprintln!("a disk is mounted: {is_mounted}");
         SmallDisk { folder, is_mounted }
@@ -106,10 +106,9 @@ fn a_full_disk_costs_no_job() {
     let gate = begin_one(&site, &process);
 
     let large = json!({ "type": "quick", "payload": "x".repeat(100_000), "max_retries": 0 });
-    let calls = under_load(&process, 2, &large, |calls| {
+    let ((), calls) = under_load(&process, 2, &large, |calls| {
         disk.fill(&process);
         wait_until(SOON, "calls are refused", || calls.lock().expect("no panic").refused > 0);
-        std::mem::take(&mut *calls.lock().expect("no panic"))
     });
     let cost = Cost::of(&process);
     site.open_gate("gate");
@@ -132,7 +131,7 @@ fn a_file_that_another_program_holds_is_waited_for_within_limits() {
     let gate = begin_one(&site, &process);
     let foreign = stores::connect(site.connection_string());
 
-    let calls: Calls = under_load(&process, 4, &quick(), |calls| {
+    let ((), calls) = under_load(&process, 4, &quick(), |calls| {
         wait_until(SOON, "calls are taken", || calls.lock().expect("no panic").taken.len() > 50);
         foreign.execute("begin immediate", (), None).map(drop).expect("it is free at times");
         let cost = Cost::of(&process);
@@ -144,7 +143,6 @@ fn a_file_that_another_program_holds_is_waited_for_within_limits() {
         foreign.execute("rollback", (), None).map(drop).expect("it is given up");
         let taken = calls.lock().expect("no panic").taken.len();
         wait_until(SOON, "calls are taken again", || calls.lock().expect("no panic").taken.len() > taken + 50);
-        std::mem::take(&mut *calls.lock().expect("no panic"))
     });
 
     assert!(calls.longest_refused < SUBMIT_WAIT + SLACK, "a refusal took {:?}", calls.longest_refused);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::stores;
 use super::trilane::wait_until;
 
-const START_WAIT: Duration = Duration::from_secs(60);
+const START_WAIT: Duration = Duration::from_mins(1);
 pub(crate) const USER: &str = "trilane";
 /// As large as it must be; each connection costs the server memory and time at its start.
 const CONNECTIONS_MAX: u32 = 40;
@@ -83,7 +83,7 @@ impl PostgresServer {
     /// The server and all its sessions, at once, as a crash of the host would.
     pub(crate) fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
-        let sessions = self.sessions_of(&child);
+        let sessions = Self::sessions_of(&child);
         // First the one that would start them anew.
         child.kill().expect("the server can be killed");
         child.wait().expect("it ends");
@@ -97,16 +97,16 @@ impl PostgresServer {
     pub(crate) fn hang(&self) {
         let child = self.child.as_ref().expect("it runs");
         signal("STOP", &[child.id()]);
-        signal("STOP", &self.sessions_of(child));
+        signal("STOP", &Self::sessions_of(child));
     }
 
     pub(crate) fn go_on(&self) {
         let child = self.child.as_ref().expect("it runs");
-        signal("CONT", &self.sessions_of(child));
+        signal("CONT", &Self::sessions_of(child));
         signal("CONT", &[child.id()]);
     }
 
-    fn sessions_of(&self, child: &Child) -> Vec<u32> {
+    fn sessions_of(child: &Child) -> Vec<u32> {
         let list = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).expect("it runs");
         list.split_whitespace().map(|id| id.parse().expect("a number")).collect()
     }
@@ -135,7 +135,7 @@ impl Drop for PostgresServer {
         }
         if let Some(mut child) = self.child.take() {
             // Its sessions end when they find it gone, or are killed here; what ended by itself needs nothing more.
-            let sessions = self.sessions_of(&child);
+            let sessions = Self::sessions_of(&child);
             let _ = child.kill();
             let _ = child.wait();
             signal("KILL", &sessions);
@@ -174,10 +174,11 @@ fn bin() -> PathBuf {
         .filter(|(_, bin)| bin.join("initdb").exists() && bin.join("postgres").exists())
         .collect();
     bins.sort();
-    bins.pop().map(|(_, bin)| bin).unwrap_or_else(|| {
-        let told = Command::new("pg_config").arg("--bindir").output().expect("a PostgreSQL server is installed");
-        PathBuf::from(String::from_utf8_lossy(&told.stdout).trim())
-    })
+    if let Some((_, bin)) = bins.pop() {
+        return bin;
+    }
+    let told = Command::new("pg_config").arg("--bindir").output().expect("a PostgreSQL server is installed");
+    PathBuf::from(String::from_utf8_lossy(&told.stdout).trim())
 }
 
 /// Free a moment ago, and below the ports that the system gives to clients.

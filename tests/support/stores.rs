@@ -40,22 +40,22 @@ pub(crate) fn on_every_dialect(test: impl Fn(&Store)) {
 impl TestStore {
     /// An empty database of this dialect, not migrated.
     pub(crate) fn new(dialect: Dialect) -> TestStore {
-        let (connection_string, cleanup) = match dialect {
+        match dialect {
             Dialect::Sqlite => {
                 let folder = std::env::temp_dir().join(format!("trilane-{}", Uuid::new_v4()));
                 std::fs::create_dir(&folder).expect("a folder for the test");
-                (Store::sqlite_connection_string(&folder.join("test.db")), Cleanup::Folder(folder))
+                TestStore::of(Store::sqlite_connection_string(&folder.join("test.db")), Cleanup::Folder(folder))
             }
-            Dialect::Postgres => database(&server("TRILANE_TEST_POSTGRES")),
-            Dialect::Mssql => database(&server("TRILANE_TEST_MSSQL")),
-        };
-        TestStore::of(connection_string, cleanup)
+            Dialect::Postgres => TestStore::on(&server("TRILANE_TEST_POSTGRES")),
+            Dialect::Mssql => TestStore::on(&server("TRILANE_TEST_MSSQL")),
+        }
     }
 
     /// An empty database on this server.
     pub(crate) fn on(admin: &str) -> TestStore {
-        let (connection_string, cleanup) = database(admin);
-        TestStore::of(connection_string, cleanup)
+        let name = format!("trilane_{}", Uuid::new_v4().simple());
+        execute(admin, &format!("create database {name}"));
+        TestStore::of(with_database(admin, &name), Cleanup::Database { admin: admin.to_owned(), name })
     }
 
     fn of(connection_string: String, cleanup: Cleanup) -> TestStore {
@@ -96,13 +96,6 @@ fn open(connection_string: &str) -> Store {
 /// The server that the environment variable names.
 fn server(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"))
-}
-
-/// A new database on this server.
-fn database(admin: &str) -> (String, Cleanup) {
-    let name = format!("trilane_{}", Uuid::new_v4().simple());
-    execute(admin, &format!("create database {name}"));
-    (with_database(admin, &name), Cleanup::Database { admin: admin.to_owned(), name })
 }
 
 /// The connection string with another database in it.
