@@ -11,7 +11,7 @@
     reason = "it is a program for a person at a terminal"
 )]
 
-mod bare_http;
+mod bare;
 mod http;
 mod limit;
 mod notes;
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use trilane::store::Dialect;
 
-use crate::bare_http::BareHttp;
+use crate::bare::BareHttp;
 use crate::http::Connection;
 use crate::report::{Figure, Report, figure};
 use crate::workloads::{Before, NOTHING};

@@ -1,4 +1,4 @@
-//! The HTTP library alone: an empty 200 to whatever comes, the denominator of W2.
+//! The HTTP library alone, as it is published: an empty 200 to whatever comes, the denominator of W2.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tiny_http::{Response, Server};
+use bare_http::{Response, Server};
 
 /// As many as Trilane's default.
 const THREADS: usize = 32;
