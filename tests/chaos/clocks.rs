@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trilane::clock::Timestamp;
 use trilane::store::Dialect;
 
@@ -12,7 +12,7 @@ use super::checker::judge::Run;
 use super::client::{Asks, Client, Got, while_clients_ask};
 use super::ledger::now_ms;
 use super::scene::{LEASE_MS, RECOVERED, Scene};
-use super::trilane::{Trilane, wait_until};
+use super::trilane::{Trilane, text, wait_until};
 
 const HOUR_MS: i64 = 3_600_000;
 /// More than a slow machine takes, less than an hour.
@@ -37,11 +37,8 @@ pub(crate) fn an_hour_off_either_way_changes_nothing() {
     });
     // A time that a client names is the database's.
     let mut client = Client::new(&scene.ledger, 6);
-    for replica in &replicas {
-        let mut job = scene.ledger.job("quick");
-        job["run_at"] = json!(Timestamp::from_millis(now_ms() + 2_000).to_string());
-        assert!(matches!(client.submit(replica.address(), &[job]), Got::Answer(200, _)));
-    }
+    let at = Timestamp::from_millis(now_ms() + 3_000).to_string();
+    let timed: Vec<String> = replicas.iter().map(|replica| submit_for(&scene, &mut client, replica, &at)).collect();
     scene.settle();
 
     assert_eq!((seen.surprises, seen.failures.len()), (Vec::new(), 0));
@@ -52,7 +49,26 @@ pub(crate) fn an_hour_off_either_way_changes_nothing() {
     let late = format!("Status = 'completed' and StartedAt > RunAt + interval '{LATE_MS_MAX} milliseconds'");
     assert_eq!(jobs(&late), 0, "none was begun late");
     assert_eq!(jobs("abs(extract(epoch from now() - CreatedAt)) > 600"), 0, "all times are the database's");
+    // A timer that is missed is found only by the search for lost ids, 10 s later.
+    for ids in timed {
+        let in_time = format!("Id in ({ids}) and StartedAt < RunAt + interval '8 seconds'");
+        assert!(jobs(&in_time) > 0, "the replica with the wrong clock has kept its timers");
+    }
     a_lease_runs_out_by_the_clock_of_the_database(&scene, replicas);
+}
+
+/// Some jobs for a time that the client names. Returns their ids, for SQL.
+fn submit_for(scene: &Scene, client: &mut Client<'_>, replica: &Trilane, at: &str) -> String {
+    let jobs: Vec<Value> = (0..5)
+        .map(|_| {
+            let mut job = scene.ledger.job("quick");
+            job["run_at"] = json!(at);
+            job
+        })
+        .collect();
+    let Got::Answer(200, answer) = client.submit(replica.address(), &jobs) else { panic!("they are taken") };
+    let ids = answer["success"].as_array().expect("an array").iter();
+    ids.map(|job| format!("'{}'", text(&job["id"]))).collect::<Vec<_>>().join(", ")
 }
 
 /// The replica with the right clock dies; those with wrong ones neither wait an hour nor take its job at once.

@@ -33,6 +33,8 @@ struct Slot {
     /// What it waits for before it is started again.
     back_at: Option<Instant>,
     is_asked_to_stop: bool,
+    /// Whether it was started with fault points.
+    is_armed: bool,
 }
 
 impl Fleet {
@@ -83,6 +85,7 @@ impl Fleet {
             .clone()
             .with("TRILANE_HTTP_ADDR", &self.addresses[slot])
             .with("TRILANE_REPLICA_NAME", format!("replica-{slot}"));
+        state.is_armed = points.is_some();
         if let Some(points) = points {
             settings = settings.with("FAILPOINTS", points);
         }
@@ -148,6 +151,10 @@ impl Fleet {
     pub(crate) fn heal(&self) {
         for slot in 0..self.len() {
             self.signal(slot, "CONT");
+            let is_armed = self.lock(slot).is_armed;
+            if is_armed {
+                self.kill(slot);
+            }
             self.start_one(slot, None);
         }
     }

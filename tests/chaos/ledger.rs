@@ -86,7 +86,7 @@ impl Ledger {
         let told = format!("echo $TRILANE_JOB_ID $TRILANE_TOKEN >> {folder}/{TOLD}; exit 75");
         let gate = format!("trap '{told}' TERM; {start}; while [ -e {folder}/{GATE} ]; do sleep 0.05; done; {done}");
         // Its parent, if that is what it is taken for.
-        let killer = format!("{start}; [ \"$(cat /proc/$PPID/comm)\" = trilane ] && kill -KILL $PPID; sleep 1000");
+        let killer = format!("{start}; [ \"$(cat /proc/$PPID/comm)\" = trilane ] && kill -KILL $PPID; exit 75");
         let commands = [("shell", shell), ("gate", gate), ("killer", killer)]
             .map(|(name, script)| format!("[{name}]\ncommand = [\"sh\", \"-c\", {script:?}]\n"));
         let path = self.folder.join("handlers.toml");

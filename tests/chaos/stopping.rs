@@ -2,17 +2,21 @@
 //! another version on the same schema.
 
 use std::sync::RwLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use trilane::store::Dialect;
 
 use super::checker::judge::{Counts, Run};
-use super::client::{Asks, Failure, Seen, while_clients_ask};
+use super::client::{Asks, Client, Failure, Seen, while_clients_ask};
 use super::ledger::now_ms;
 use super::scene::{RECOVERED, Scene, dialects};
 use super::trilane::{PROGRAM, Settings, Trilane, wait_until};
 
 const ASKS: Asks = Asks { clients: 3, seed: 11, pause: Duration::from_millis(40), may_kill: false };
+
+/// Jobs that come just before a stop.
+const MANY: usize = 300;
 
 /// When an address was being stopped, in milliseconds since 1970.
 struct Stop {
@@ -55,10 +59,13 @@ fn rolling(scene: &Scene, count: usize, before: &Settings, after: &Settings) -> 
         });
     };
     let ((stops, new), seen) = while_clients_ask(&scene.ledger, ASKS, &address, || {
-        let (mut stops, mut new) = (Vec::new(), Vec::new());
+        let (mut stops, mut new, mut client) = (Vec::new(), Vec::new(), Client::new(&scene.ledger, 12));
         for (slot, mut replica) in old.into_iter().enumerate() {
             more_are_done(&replica);
             let early = (count > 1).then(|| scene.site.start(after));
+            // So that it has claimed more than it runs.
+            let many: Vec<Value> = (0..MANY).map(|_| scene.ledger.job("quick")).collect();
+            client.submit(replica.address(), &many);
             let from = now_ms();
             replica.signal("TERM");
             assert_eq!(replica.wait_for_exit(RECOVERED), 0);
@@ -95,6 +102,22 @@ fn assert_only_refusals(seen: &Seen, stops: &[Stop]) {
     assert!(unfair.is_empty(), "requests failed: {unfair:#?}");
 }
 
+/// Runs the program, which must end by itself. Returns its exit code and what it wrote.
+fn run(scene: &Scene, settings: &Settings, arguments: &[&str]) -> (Option<i32>, String) {
+    let path = scene.site.folder().join("refused.log");
+    let log = std::fs::File::create(&path).expect("a log");
+    let settings = settings.clone().with("TRILANE_HTTP_ADDR", "127.0.0.1:0");
+    let mut child = settings.command(scene.site.folder()).args(arguments).stderr(log).spawn().expect("it starts");
+    let deadline = Instant::now() + RECOVERED;
+    while child.try_wait().expect("its state").is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It may have ended by itself; there is nothing more to do for it then.
+    let _ = child.kill();
+    let status = child.wait().expect("its state");
+    (status.code(), std::fs::read_to_string(&path).expect("the log"))
+}
+
 pub(crate) fn a_schema_of_a_newer_version_is_refused() {
     for dialect in dialects() {
         let scene = Scene::on(dialect);
@@ -106,18 +129,18 @@ pub(crate) fn a_schema_of_a_newer_version_is_refused() {
             .execute(&format!("insert into SchemaVersion (Version, Name) values ({newer}, 'of_a_newer_program')"));
 
         let refused = [
-            settings.run(scene.site.folder(), &[]),
-            settings.run(scene.site.folder(), &["migrate"]),
-            settings.clone().with("TRILANE_MIGRATE", "off").run(scene.site.folder(), &[]),
+            run(&scene, &settings, &[]),
+            run(&scene, &settings, &["migrate"]),
+            run(&scene, &settings.clone().with("TRILANE_MIGRATE", "off"), &[]),
         ];
 
-        for ended in refused {
-            assert_eq!(ended.code, Some(1), "{ended:?}");
+        for (code, log) in refused {
+            assert_eq!(code, Some(1), "{log}");
             let says = format!("the database has schema version {newer}, written by a newer Trilane");
-            assert!(ended.stderr.contains(&says) && ended.stderr.contains("run the newer program"), "{ended:?}");
+            assert!(log.contains(&says) && log.contains("run the newer program"), "{log}");
         }
         // The upgrade has begun; those that still run go on.
-        let mut client = super::client::Client::new(&scene.ledger, 1);
+        let mut client = Client::new(&scene.ledger, 1);
         client.submit(running.address(), &[scene.ledger.job("quick")]);
         scene.settle();
         scene.check(Run { goes_on: false, is_calm: true });
