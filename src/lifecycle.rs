@@ -13,13 +13,13 @@ mod submit;
 mod timers;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 pub use claim::Popped;
-pub use held::Held;
+pub use held::{Begin, Held};
 pub use outage::Outage;
 pub use submit::{Submission, SubmitError, SubmitFailure, SubmitResult};
 pub use timers::Timers;
@@ -53,8 +53,8 @@ pub struct Policy {
 
 /// Moves jobs between the table and the lanes. Shared by all threads.
 pub struct Lifecycle {
-    store: Store,
-    lanes: Lanes,
+    store: Arc<Store>,
+    lanes: Arc<Lanes>,
     policy: Policy,
     timers: Timers,
     lanes_outage: Outage,
@@ -70,13 +70,13 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Brings store and lanes together.
-    pub fn new(store: Store, lanes: Lanes, policy: Policy) -> Lifecycle {
+    /// Brings store and lanes together; each may be shared with others.
+    pub fn new(store: impl Into<Arc<Store>>, lanes: impl Into<Arc<Lanes>>, policy: Policy) -> Lifecycle {
         Lifecycle {
             // The database may have been away until just now.
             no_expiry_before: Mutex::new(Instant::now() + policy.lease),
-            store,
-            lanes,
+            store: store.into(),
+            lanes: lanes.into(),
             policy,
             timers: Timers::default(),
             lanes_outage: Outage::new("Redis"),

@@ -658,6 +658,9 @@ fn plain_sql_inserts_are_made_regular_and_dispatched() {
         assert!(reasons[0].contains("\"urgent\"") && reasons[1].contains("\"pending\""), "{reasons:?}");
         assert_eq!((status(store, ids[3]), status(store, ids[4])), (Status::Failed, Status::Failed));
         assert!(store.regularise().expect("regular").is_empty());
+        // Queued in no lane it would wait for ever, once its id is lost.
+        assert_eq!(store.revive(ids[3], REPLICA).expect("answered"), Revived::NotFailed, "{dialect:?}");
+        assert!(matches!(store.revive(ids[4], REPLICA).expect("answered"), Revived::Queued(_)));
     }
 }
 

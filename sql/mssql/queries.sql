@@ -523,15 +523,16 @@ DECLARE @seq bigint = (SELECT MAX(s.Seq) FROM (
 SELECT d.Id, d.OriginalJobId, (SELECT j.UniqueKey FROM Jobs AS j WHERE j.Id = d.OriginalJobId)
 FROM FailedJobs AS d WITH (UPDLOCK, ROWLOCK) WHERE d.Seq = @seq
 
--- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller. Not one of no known lane, for
+-- a lost id is found by its lane.
 -- Params: 1 replica  2 job id.  Returns seq.
 DECLARE @replica bigint = ?;
 DECLARE @id uniqueidentifier = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs SET Status = N'queued', RetryCount = 0, RunAt = @now, StartedAt = NULL, FinishedAt = NULL, DispatchedAt = @now,
-                DispatchedBy = @replica, LeasedBy = NULL, UpdatedAt = @now
+                DispatchedBy = @replica, LeasedBy = NULL, UpdatedAt = @now, Priority = {lane}
 OUTPUT inserted.Seq
-WHERE Id = @id AND Status = N'failed'
+WHERE Id = @id AND Status = N'failed' AND {lane} IN (N'high', N'medium', N'low')
 
 -- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
 -- Params: 1 replica  2 dead letter id.  Returns seq.

@@ -320,11 +320,12 @@ returning Seq
 select cast(d.Id as text), cast(d.OriginalJobId as text), (select UniqueKey from Jobs where Jobs.Id = d.OriginalJobId)
 from FailedJobs as d where d.Id = cast(? as uuid) or d.OriginalJobId = cast(? as uuid) order by d.Seq desc limit 1 for update
 
--- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller. Not one of no known lane, for
+-- a lost id is found by its lane.
 -- Params: 1 replica  2 job id.  Returns seq.
 update Jobs set Status = 'queued', RetryCount = 0, RunAt = now(), StartedAt = null, FinishedAt = null, DispatchedAt = now(), DispatchedBy = ?,
-                LeasedBy = null, UpdatedAt = now()
-where Id = cast(? as uuid) and Status = 'failed'
+                LeasedBy = null, UpdatedAt = now(), Priority = lower(trim(Priority))
+where Id = cast(? as uuid) and Status = 'failed' and lower(trim(Priority)) in ('high', 'medium', 'low')
 returning Seq
 
 -- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.

@@ -334,13 +334,14 @@ from FailedJobs as d where d.Id = ? or d.OriginalJobId = ? order by d.Seq desc l
 
 -- revive_before: the job that revive queues anew.
 -- Params: 1 job id.  Returns seq.
-select Seq from Jobs where Id = ? and Status = 'failed'
+select Seq from Jobs where Id = ? and Status = 'failed' and lower(trim(Priority)) in ('high', 'medium', 'low')
 
--- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller.
+-- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller. Not one of no known lane, for
+-- a lost id is found by its lane.
 -- Params: 1 replica  2 job id.
 update Jobs set Status = 'queued', RetryCount = 0, RunAt = {now}, StartedAt = null, FinishedAt = null, DispatchedAt = {now}, DispatchedBy = ?,
-                LeasedBy = null, UpdatedAt = {now}
-where Id = ? and Status = 'failed'
+                LeasedBy = null, UpdatedAt = {now}, Priority = lower(trim(Priority))
+where Id = ? and Status = 'failed' and lower(trim(Priority)) in ('high', 'medium', 'low')
 
 -- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
 -- Params: 1 replica  2 dead letter id.

@@ -13,12 +13,16 @@ mod info;
 mod keys;
 mod memory;
 mod redis;
+#[cfg(feature = "failpoints")]
+mod simulated;
 
 use std::fmt;
 use std::time::Duration;
 
 use self::memory::MemoryLanes;
 use self::redis::RedisLanes;
+#[cfg(feature = "failpoints")]
+pub use self::simulated::{Answer, SimulatedLanes};
 use crate::job::{Lane, Seq};
 
 /// The most ids that one [`Lanes::pop`] gives: what one statement may claim.
@@ -88,6 +92,8 @@ pub struct Lanes {
 enum Kind {
     Redis(Box<RedisLanes>),
     Memory(MemoryLanes),
+    #[cfg(feature = "failpoints")]
+    Simulated(SimulatedLanes),
 }
 
 impl Lanes {
@@ -107,6 +113,12 @@ impl Lanes {
     /// Empty lanes in this process, each for up to `capacity` ids.
     pub fn memory(capacity: usize) -> Lanes {
         Lanes { kind: Kind::Memory(MemoryLanes::new(capacity)) }
+    }
+
+    /// Lanes that stand for those in Redis in a simulation; `lanes` keeps hold of them, to do to them what happens to Redis.
+    #[cfg(feature = "failpoints")]
+    pub fn simulated(lanes: &SimulatedLanes) -> Lanes {
+        Lanes { kind: Kind::Simulated(lanes.clone()) }
     }
 
     /// Puts `seqs` behind what waits in `lane`; they are popped in this order. One round trip for each 100,000 ids.
@@ -136,6 +148,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.push_front(lane, seqs),
             Kind::Memory(lanes) => lanes.push_front(lane, seqs),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.push_front(lane, seqs),
         }
     }
 
@@ -168,6 +182,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.pop(&open, wait),
             Kind::Memory(lanes) => Ok(lanes.pop(&open, wait)),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.pop(&open),
         }
     }
 
@@ -180,6 +196,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.state(),
             Kind::Memory(lanes) => Ok(lanes.state()),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.state(),
         }
     }
 
@@ -193,6 +211,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.epoch(),
             Kind::Memory(lanes) => Ok(lanes.epoch()),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.epoch(),
         }
     }
 
@@ -206,6 +226,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.begin_epoch(name),
             Kind::Memory(lanes) => Ok(lanes.begin_epoch(name)),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.begin_epoch(name),
         }
     }
 
@@ -217,6 +239,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.ping(),
             Kind::Memory(_) => Ok(()),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.ping(),
         }
     }
 
@@ -231,6 +255,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.check_server(),
             Kind::Memory(_) => Ok(None),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(_) => Ok(None),
         }
     }
 
@@ -240,6 +266,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.interrupt(),
             Kind::Memory(lanes) => lanes.interrupt(),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(_) => {}
         }
     }
 
@@ -248,6 +276,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.foreign_entries(),
             Kind::Memory(_) => 0,
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(_) => 0,
         }
     }
 
@@ -255,6 +285,8 @@ impl Lanes {
         match &self.kind {
             Kind::Redis(lanes) => lanes.push(lots),
             Kind::Memory(lanes) => lanes.push(lots),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(lanes) => lanes.push(lots),
         }
     }
 }
@@ -265,6 +297,8 @@ impl fmt::Display for Lanes {
         match &self.kind {
             Kind::Redis(lanes) => write!(f, "Redis at {}", lanes.address()),
             Kind::Memory(_) => f.write_str("this process"),
+            #[cfg(feature = "failpoints")]
+            Kind::Simulated(_) => f.write_str("a simulation"),
         }
     }
 }

@@ -1,0 +1,168 @@
+//! Simulates the service: its own lifecycle, duties and SQL, in one thread, with a clock of its own, over SQLite in memory and lanes that stand
+//! for Redis. A seed decides what clients ask for, which thread runs next, what time it is, and what goes wrong: processes are killed at the fault
+//! points and between any two rounds, stand still past their leases, stop; Redis goes away, loses answers, single ids, or all it has. After each
+//! step `model.rs` compares what the tables say with what may have happened; at the end nothing goes wrong any more, and every job has to end.
+//!
+//! One seed in eight is a run without faults, in which every attempt must be begun just once.
+//!
+//! * `TRILANE_SIMULATE_SEED=42` repeats one run and shows its trace.
+//! * `TRILANE_SIMULATE_SECONDS=600` runs for that long, from a seed of the moment on. Without, the same [`SEEDS`] every time, as many as
+//!   [`SECONDS_MAX`] allow.
+
+#![expect(clippy::panic, reason = "a test ends by a panic")]
+#![expect(clippy::print_stderr, reason = "what was seen is told")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    reason = "small numbers"
+)]
+
+mod clock;
+mod database;
+mod model;
+mod replica;
+mod rng;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use self::database::Database;
+use self::world::World;
+
+/// Runs of `make test`.
+const SEEDS: u64 = 2_000;
+/// A slow machine makes fewer.
+const SECONDS_MAX: u64 = 25;
+const STEPS: usize = 70;
+
+/// What runs did, to see that they did something.
+#[derive(Default)]
+struct Seen {
+    runs: usize,
+    steps: usize,
+    jobs: usize,
+    crashes: usize,
+    moves: BTreeMap<&'static str, usize>,
+}
+
+struct Failure {
+    seed: u64,
+    why: String,
+    trace: String,
+}
+
+fn arm_fault_points() {
+    for point in world::POINTS {
+        fail::cfg_callback(point, move || world::pass(point)).expect("a fault point takes a callback");
+    }
+}
+
+fn run(database: &Database, seed: u64) -> (Result<(), String>, String, Seen) {
+    let mut world = World::new(database, seed);
+    let result = world.run(STEPS);
+    clock::end();
+    let counted = Seen {
+        runs: 1,
+        steps: world.step,
+        jobs: world.model.state.jobs.len(),
+        crashes: world.crashes,
+        moves: std::mem::take(&mut world.model.moves),
+    };
+    (result, world.trace, counted)
+}
+
+#[test]
+fn no_job_is_lost_or_ends_twice_whatever_dies() {
+    arm_fault_points();
+    if let Ok(seed) = std::env::var("TRILANE_SIMULATE_SEED") {
+        let seed = seed.parse().expect("TRILANE_SIMULATE_SEED is a number");
+        let (result, trace, _) = run(&Database::new(), seed);
+        eprintln!("{trace}");
+        result.unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        return;
+    }
+    let asked = std::env::var("TRILANE_SIMULATE_SECONDS").ok();
+    let asked = asked.map(|seconds| seconds.parse().expect("TRILANE_SIMULATE_SECONDS is a number"));
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (first, count) = asked.map_or((0, SEEDS), |_| (since_1970 * 1_000, u64::MAX / 2));
+    let end = Instant::now() + Duration::from_secs(asked.unwrap_or(SECONDS_MAX));
+
+    let next = AtomicU64::new(first);
+    let failure: Mutex<Option<Failure>> = Mutex::new(None);
+    let all = Mutex::new(Seen::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let database = Database::new();
+                while failure.lock().expect("no panic").is_none() && Instant::now() < end {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        return;
+                    }
+                    let (result, trace, counted) = run(&database, seed);
+                    all.lock().expect("no panic").add(counted);
+                    if let Err(why) = result {
+                        failure.lock().expect("no panic").get_or_insert(Failure { seed, why, trace });
+                    }
+                }
+            });
+        }
+    });
+
+    let all = all.into_inner().expect("no panic");
+    let Seen { runs, steps, jobs, crashes, moves } = &all;
+    eprintln!("{runs} runs from seed {first}: {steps} steps, {jobs} jobs, {crashes} crashes, moves: {moves:?}");
+    if let Some(Failure { seed, why, trace }) = failure.into_inner().expect("no panic") {
+        panic!("{trace}\n{why}\nRepeat it with TRILANE_SIMULATE_SEED={seed}");
+    }
+    all.check();
+}
+
+impl Seen {
+    fn add(&mut self, other: Seen) {
+        self.runs += other.runs;
+        self.steps += other.steps;
+        self.jobs += other.jobs;
+        self.crashes += other.crashes;
+        for (name, count) in other.moves {
+            *self.moves.entry(name).or_default() += count;
+        }
+    }
+
+    /// A simulation in which some moves never happen checks nothing about them.
+    fn check(&self) {
+        const MOVES: [&str; 11] = [
+            "claimed",
+            "completed",
+            "retried",
+            "buried",
+            "expired",
+            "expired for good",
+            "released",
+            "claimed anew",
+            "cancelled",
+            "revived",
+            "odd",
+        ];
+        for name in MOVES {
+            assert!(self.moves.contains_key(name), "no job was {name} in any run: {:?}", self.moves);
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_each_time() {
+    arm_fault_points();
+    let (first, second) = (Database::new(), Database::new());
+    for seed in 1..20 {
+        let (_, trace, _) = run(&first, seed);
+        let (_, again, _) = run(&second, seed);
+
+        assert_eq!(trace, again, "seed {seed}");
+    }
+}

@@ -1,0 +1,264 @@
+//! One simulated replica: the service's own duties, each run round by round by the simulation instead of a thread of its own.
+//!
+//! What the simulation has to stand in for are the threads that wait for others: the workers with their handlers, and the submitter.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use trilane::job::{ClaimedJob, Lane, ReplicaId, Seq, Token};
+use trilane::lifecycle::{Begin, Held, Lifecycle, Outage, Policy};
+use trilane::metrics::Metrics;
+use trilane::queue::{Lanes, SimulatedLanes};
+use trilane::retry::{Report, RetryPolicy, judge};
+use trilane::store::{Outcome, Store, StoreError};
+use trilane::threads::Duty;
+use trilane::threads::feeder::{self, Feeder, Load};
+use trilane::threads::finisher::{Finisher, Outcomes};
+use trilane::threads::keeper::Keeper;
+use trilane::threads::scheduler::{Scheduler, Ticker};
+use trilane::wake::StopFlag;
+
+use crate::clock;
+use crate::rng::Rng;
+
+/// Handlers that a replica runs at a time.
+const WORKERS: usize = 2;
+pub(crate) const TICK: Duration = Duration::from_mins(2);
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
+const RETRY: RetryPolicy = RetryPolicy { base: Duration::from_secs(5), cap: Duration::from_mins(3) };
+/// Nothing is pruned in a run.
+const RETENTION: Duration = Duration::from_hours(1_000);
+
+/// What replicas of one service have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Their lanes are in one Redis.
+    Redis,
+    /// Each has lanes of its own.
+    Own,
+    /// There are no lanes.
+    Table,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) kind: Kind,
+    pub(crate) starvation: Option<Duration>,
+    pub(crate) lane_buffer_max: usize,
+}
+
+/// A handler that runs.
+pub(crate) struct Run {
+    pub(crate) job: ClaimedJob,
+    pub(crate) stop: StopFlag,
+    started: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Serving,
+    /// Claims nothing more; what was not begun was given back.
+    Draining,
+    /// Outcomes are stored, the rest was given back.
+    Drained,
+}
+
+pub(crate) struct Replica {
+    pub(crate) name: String,
+    pub(crate) id: i64,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) held: Arc<Held>,
+    pub(crate) ticker: Ticker,
+    pub(crate) running: Vec<Run>,
+    pub(crate) stage: Stage,
+    /// Stands still until then.
+    pub(crate) paused_until: Duration,
+    pub(crate) scheduler_due: Duration,
+    pub(crate) keeper_due: Duration,
+    pub(crate) feeder_due: Duration,
+    scheduler: Scheduler,
+    keeper: Keeper,
+    feeder: Feeder,
+    finisher: Finisher,
+    outcomes: Outcomes,
+    channels: [Receiver<ClaimedJob>; 3],
+    load: Arc<Load>,
+    /// Taken by a worker that waits for the lease to be renewed.
+    waiting: Option<ClaimedJob>,
+}
+
+impl Replica {
+    pub(crate) fn new(number: usize, store: &Arc<Store>, lanes: &SimulatedLanes, settings: Settings) -> Replica {
+        let name = format!("r{number}");
+        let id = number as i64;
+        let policy = Policy {
+            replica: ReplicaId(id),
+            replica_name: name.clone(),
+            tick: TICK,
+            lease: LEASE,
+            lane_buffer_max: settings.lane_buffer_max,
+            lanes_are_shared: settings.kind == Kind::Redis,
+            has_lanes: settings.kind != Kind::Table,
+        };
+        let lanes = if settings.kind == Kind::Redis {
+            Lanes::simulated(lanes)
+        } else {
+            Lanes::simulated(&SimulatedLanes::new())
+        };
+        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(store), lanes, policy));
+        let (held, metrics, load) = (Arc::<Held>::default(), Arc::<Metrics>::default(), Arc::<Load>::default());
+        let ticker = Ticker::new(Arc::clone(&lifecycle));
+        let database = Arc::new(Outage::new("the database"));
+        let (senders, channels) = feeder::channels();
+        let (outcomes, unstored) = Outcomes::channel();
+        Replica {
+            scheduler: Scheduler::new(
+                Arc::clone(&lifecycle),
+                Arc::clone(&metrics),
+                ticker.clone(),
+                Arc::new(|_| RETRY),
+                RETENTION,
+                settings.starvation,
+            ),
+            keeper: Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), database),
+            feeder: Feeder {
+                lifecycle: Arc::clone(&lifecycle),
+                held: Arc::clone(&held),
+                metrics: Arc::clone(&metrics),
+                ticker: ticker.clone(),
+                channels: senders,
+                load: Arc::clone(&load),
+                workers: WORKERS,
+                is_unsure: false,
+            },
+            finisher: Finisher::new(
+                unstored,
+                &outcomes,
+                Arc::clone(&lifecycle),
+                Arc::clone(&held),
+                Arc::clone(&metrics),
+            ),
+            name,
+            id,
+            lifecycle,
+            held,
+            ticker,
+            running: Vec::new(),
+            stage: Stage::Serving,
+            paused_until: Duration::ZERO,
+            scheduler_due: Duration::ZERO,
+            keeper_due: Duration::ZERO,
+            feeder_due: Duration::ZERO,
+            outcomes,
+            channels,
+            load,
+            waiting: None,
+        }
+    }
+
+    pub(crate) fn schedule(&mut self) -> Result<(), StoreError> {
+        let wait = self.scheduler.round()?;
+        self.scheduler_due = clock::elapsed() + wait;
+        Ok(())
+    }
+
+    pub(crate) fn keep(&mut self) -> Result<(), StoreError> {
+        let wait = self.keeper.round()?;
+        self.keeper_due = clock::elapsed() + wait;
+        Ok(())
+    }
+
+    fn free_workers(&self) -> usize {
+        WORKERS.saturating_sub(self.running.len() + usize::from(self.waiting.is_some()))
+    }
+
+    /// Whether a round of the feeder would not wait for a worker.
+    pub(crate) fn can_feed(&self) -> bool {
+        self.stage == Stage::Serving && self.free_workers() > self.channels.iter().map(Receiver::len).sum()
+    }
+
+    pub(crate) fn feed(&mut self) -> Result<(), StoreError> {
+        self.load.idle.store(self.free_workers(), Ordering::Relaxed);
+        self.load.freed.wake();
+        let wait = self.feeder.round()?;
+        self.feeder_due = clock::elapsed() + wait;
+        Ok(())
+    }
+
+    /// A worker takes the next job and begins it. `Err`: there is none, or it may not be begun.
+    pub(crate) fn begin(&mut self) -> Option<(Seq, Token)> {
+        if self.waiting.is_none() && self.free_workers() > 0 {
+            self.waiting = Lane::ALL.into_iter().find_map(|lane| self.channels[lane.index()].try_recv().ok());
+        }
+        let job = self.waiting.take()?;
+        match self.held.try_begin(&job, Instant::now()) {
+            Begin::Begun(stop) => {
+                let begun = (job.seq, job.token);
+                self.running.push(Run { job, stop, started: Instant::now() });
+                Some(begun)
+            }
+            Begin::Never => None,
+            Begin::NotYet => {
+                self.waiting = Some(job);
+                None
+            }
+        }
+    }
+
+    /// A handler returns; its outcome is on its way to the finisher.
+    pub(crate) fn report(&mut self, run: usize, report: Report, rng: &mut Rng) -> Outcome {
+        let Run { job, started, .. } = self.running.remove(run);
+        let random = rng.below(1_000) as f64 / 1_000.0;
+        let outcome = Outcome {
+            seq: job.seq,
+            id: job.id,
+            token: job.token,
+            attempt: job.attempt(),
+            duration: started.elapsed(),
+            verdict: judge(report, job.retry_count, job.max_retries, &RETRY, random),
+            job_type: job.job_type,
+            lane: job.lane,
+            unique_key: job.unique_key,
+        };
+        assert!(self.outcomes.send(outcome.clone()), "the finisher lives");
+        outcome
+    }
+
+    pub(crate) fn has_outcomes(&self) -> bool {
+        self.outcomes.unstored() > 0
+    }
+
+    pub(crate) fn finish(&mut self) -> Result<(), StoreError> {
+        self.finisher.round().map(drop)
+    }
+
+    /// What `Service::stop` does next, once all outcomes are stored. Returns whether the replica has left.
+    pub(crate) fn stop(&mut self) -> Result<bool, StoreError> {
+        match self.stage {
+            Stage::Serving => {
+                let not_begun = self.held.close();
+                self.give_back(not_begun)?;
+                self.stage = Stage::Draining;
+                Ok(false)
+            }
+            Stage::Draining => {
+                // The drain time is over: these handlers are told to stop, and give no outcome.
+                self.running.clear();
+                self.give_back(self.held.unsettled())?;
+                self.stage = Stage::Drained;
+                Ok(false)
+            }
+            Stage::Drained => self.lifecycle.leave(&self.held.take_ended()).map(|()| true),
+        }
+    }
+
+    fn give_back(&self, jobs: Vec<(Seq, Token)>) -> Result<(), StoreError> {
+        if !jobs.is_empty() {
+            self.lifecycle.release(&jobs)?;
+            self.held.settle(jobs);
+        }
+        Ok(())
+    }
+}
