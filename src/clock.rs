@@ -73,6 +73,8 @@ impl<'de> serde::Deserialize<'de> for Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -94,5 +96,22 @@ mod tests {
     #[test]
     fn a_date_without_a_zone_is_refused() {
         assert_eq!("2026-11-23 14:45:00".parse::<Timestamp>(), Err(NotATimestamp));
+    }
+
+    proptest! {
+        #[test]
+        fn every_time_is_shown_so_that_it_reads_back(millis: i64) {
+            let time = Timestamp::from_millis(millis);
+
+            prop_assert_eq!(time.to_string().parse(), Ok(time));
+            prop_assert!((Timestamp::MIN..=Timestamp::MAX).contains(&time));
+        }
+
+        #[test]
+        fn any_text_is_a_time_or_refused(text in "\\PC{0,30}|[0-9]{1,5}-[0-9]{2}-[0-9]{2}T[0-9:.]{2,12}(Z|[+-][0-9:]{2,6})") {
+            if let Ok(time) = text.parse::<Timestamp>() {
+                prop_assert!((Timestamp::MIN..=Timestamp::MAX).contains(&time));
+            }
+        }
     }
 }

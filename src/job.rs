@@ -328,7 +328,7 @@ pub struct ClaimedJob {
 impl ClaimedJob {
     /// Number of the attempt now under way; 1 for the first.
     pub fn attempt(&self) -> u32 {
-        self.retry_count + 1
+        self.retry_count.saturating_add(1) // OK: plain SQL may have written any count
     }
 }
 
@@ -343,6 +343,8 @@ pub fn cut(text: &str, chars_max: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -386,5 +388,37 @@ mod tests {
     fn a_cut_text_ends_with_a_mark_and_keeps_whole_characters() {
         assert_eq!(cut("🦀🦀🦀", 3), "🦀🦀🦀");
         assert_eq!(cut("🦀🦀🦀🦀", 3), "🦀🦀…");
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_text_keeps_its_beginning_and_its_limit(text in "\\PC{0,40}", chars_max in 1usize..30) {
+            let kept = cut(&text, chars_max);
+
+            if text.chars().count() <= chars_max {
+                prop_assert_eq!(kept, text);
+            } else {
+                prop_assert_eq!(kept.chars().count(), chars_max);
+                prop_assert!(text.starts_with(kept.strip_suffix('…').expect("it is marked")));
+            }
+        }
+
+        #[test]
+        fn a_type_name_is_what_its_pattern_says(name in "[a-c._: é-]{0,3}|[A-Za-z0-9._:-]{98,102}") {
+            let listed = name.chars().all(|char| char.is_ascii_alphanumeric() || "._:-".contains(char));
+
+            prop_assert_eq!(is_type_name(&name), listed && (1..=100).contains(&name.chars().count()));
+        }
+
+        #[test]
+        fn lanes_and_statuses_are_read_in_any_case_and_nothing_else_is(text in "(?i)high|medium|low|queued|failed|\\PC{0,8}") {
+            let lower = text.to_ascii_lowercase();
+
+            prop_assert_eq!(Lane::parse(&text).map(Lane::as_str), Lane::ALL.map(Lane::as_str).into_iter().find(|name| *name == lower));
+            prop_assert_eq!(
+                Status::parse(&text).map(Status::as_str),
+                Status::ALL.map(Status::as_str).into_iter().find(|name| *name == lower)
+            );
+        }
     }
 }

@@ -95,11 +95,12 @@ pub fn judge(report: Report, retry_count: u32, max_retries: u32, policy: &RetryP
         Report::Done => Verdict::Complete,
         Report::Permanent { reason } => Verdict::Bury { reason: cut(&reason, REASON_CHARS_MAX) },
         Report::Retry { reason, .. } if retry_count >= max_retries => {
-            let attempts = retry_count + 1;
+            let attempts = retry_count.saturating_add(1);
             Verdict::Bury { reason: cut(&format!("gave up after attempt {attempts}: {reason}"), REASON_CHARS_MAX) }
         }
         Report::Retry { reason, delay } => Verdict::Retry {
-            delay: delay.map_or_else(|| policy.delay(retry_count + 1, random), |delay| delay.min(DELAY_MAX)),
+            delay: delay
+                .map_or_else(|| policy.delay(retry_count.saturating_add(1), random), |delay| delay.min(DELAY_MAX)),
             error: cut(&reason, REASON_CHARS_MAX),
         },
     }
@@ -107,6 +108,8 @@ pub fn judge(report: Report, retry_count: u32, max_retries: u32, policy: &RetryP
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const POLICY: RetryPolicy = RetryPolicy { base: Duration::from_secs(10), cap: Duration::from_mins(1) };
@@ -145,5 +148,41 @@ mod tests {
             Verdict::Retry { delay: Duration::from_secs(5), error: "later".into() }
         );
         assert_eq!(ask(Duration::MAX), Verdict::Retry { delay: DELAY_MAX, error: "later".into() });
+    }
+
+    proptest! {
+        #[test]
+        fn a_delay_is_within_its_range_and_grows_with_the_failures(
+            base_ms in 0u64..100_000_000, cap_ms in 0u64..604_800_000, failures: u32, random in 0.0f64..1.0,
+        ) {
+            let policy = RetryPolicy { base: Duration::from_millis(base_ms), cap: Duration::from_millis(cap_ms) };
+
+            let delay = policy.delay(failures, random);
+
+            let doubled = u128::from(base_ms) << failures.saturating_sub(1).min(31);
+            prop_assert!(delay <= policy.cap && delay.as_millis() <= doubled);
+            prop_assert!(policy.delay(failures.saturating_add(1), random) >= delay);
+            prop_assert_eq!(policy.delay(failures, 0.0), Duration::ZERO);
+        }
+
+        #[test]
+        fn a_verdict_counts_attempts_whatever_the_row_says(
+            retry_count: u32, max_retries: u32, asked in proptest::option::of(0u64..10_000_000_000), reason in ".{0,30}",
+        ) {
+            let delay = asked.map(Duration::from_millis);
+            let verdict = judge(Report::Retry { reason, delay }, retry_count, max_retries, &POLICY, 0.999);
+
+            match verdict {
+                Verdict::Retry { delay, .. } => {
+                    prop_assert!(retry_count < max_retries);
+                    let longest = asked.map_or(POLICY.cap, |_| DELAY_MAX);
+                    prop_assert!(delay <= longest);
+                }
+                Verdict::Bury { reason } => {
+                    prop_assert!(retry_count >= max_retries && reason.starts_with("gave up after attempt "));
+                }
+                Verdict::Complete => prop_assert!(false, "it failed"),
+            }
+        }
     }
 }

@@ -104,6 +104,8 @@ fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const KNOWN: [&str; 2] = ["type", "since"];
@@ -140,5 +142,23 @@ mod tests {
 
         assert_eq!(text, "type=a%26b%3D%2B%C3%A9&since=x%20y");
         assert_eq!((again.get("type"), again.get("since")), (Some("a&b=+é"), Some("x y")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_read_or_refused(text in "\\PC{0,40}|(type|since|x)?(=|&|%[0-9a-f]{0,2}|\\+|é){0,20}") {
+            if let Ok(query) = Query::read(&text, &KNOWN) {
+                prop_assert!(query.pairs.len() <= KNOWN.len());
+            }
+        }
+
+        #[test]
+        fn any_value_reads_back_the_same(job_type in any::<String>(), since in any::<String>()) {
+            let query = Query { pairs: vec![("type", job_type.clone())] };
+
+            let again = Query::read(&query.with("since", &since), &KNOWN).expect("valid");
+
+            prop_assert_eq!((again.get("type"), again.get("since")), (Some(job_type.as_str()), Some(since.as_str())));
+        }
     }
 }

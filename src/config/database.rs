@@ -196,6 +196,8 @@ fn names_a_driver(connection: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn server(password: &str) -> Database {
@@ -259,5 +261,18 @@ mod tests {
     fn a_connection_string_names_a_driver_or_a_dsn() {
         assert!(names_a_driver("Driver={SQLite3};Database=x") && names_a_driver(" server=x ; dsn = jobs"));
         assert!(!names_a_driver("postgres://user:pass@host/db") && !names_a_driver("Server=x;Driver="));
+    }
+
+    proptest! {
+        #[test]
+        fn any_password_reads_back_from_the_connection_string(password in "[ -~]{1,40}") {
+            let text = server(&password).connection_string("ODBC Driver 18 for SQL Server");
+
+            let quoted = text.expose().rsplit_once("UID={sa};PWD={").expect("a password").1;
+            prop_assert_eq!(quoted.strip_suffix("};").expect("closed").replace("}}", "}"), password);
+            // A brace within is doubled, so that none ends the value early.
+            let ends_early = quoted[..quoted.len() - 2].replace("}}", "").contains('}');
+            prop_assert!(!ends_early);
+        }
     }
 }

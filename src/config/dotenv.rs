@@ -103,6 +103,8 @@ impl Read for LineByLine<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What a file of this text gives, and the problems with it.
@@ -183,5 +185,28 @@ mod tests {
 
         assert_eq!(gathered.len(), 0);
         assert_eq!(problems.iter().map(Problem::to_string).collect::<Vec<_>>(), ["DB_NAME: expected a value in UTF-8"]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_in_single_quotes_is_kept_as_it_is_or_its_line_named(value in "[ -&(-~]{0,40}|[a-z\\\\]{0,5}") {
+            let (gathered, problems) = read(&format!("A='{value}'\nB=1"));
+
+            // dotenvy takes a quote behind a backslash for a part of the value.
+            let ends_open = value.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
+            prop_assert_eq!(problems.len(), usize::from(ends_open));
+            prop_assert_eq!(gathered.get("A"), (!ends_open).then_some(&value));
+        }
+
+        #[test]
+        fn any_file_is_read_or_its_lines_named(text in "(\\PC{0,20}|[A-Z]{1,3}=|'|\"|\\$[A-Z{}]{0,3}|#|\\\\|\n|\r|\0){0,30}") {
+            let (_, problems) = read(&text);
+
+            let lines = text.trim_end().split('\n').count();
+            for problem in problems {
+                let line: usize = problem.split(':').nth(1).expect("a line").parse().expect("a number");
+                prop_assert!((1..=lines).contains(&line), "{problem} of {lines}");
+            }
+        }
     }
 }

@@ -58,6 +58,8 @@ pub(super) fn split_authority(rest: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -84,5 +86,24 @@ mod tests {
             assert_eq!(url_without_secrets(url), format!("{}://[redacted]", url.split_once(':').expect("a URL").0));
         }
         assert_eq!(url_without_secrets("hunter2"), "[redacted]");
+    }
+
+    proptest! {
+        #[test]
+        fn no_part_of_a_password_is_shown_however_it_is_written(
+            password in "[a-z]{6}[a-z@:/?#%&=]{0,4}[a-z]{6}", host in "[A-Z]{1,5}", path in "/[0-9]{0,2}",
+        ) {
+            prop_assume!(!password.contains("://")); // A URL by itself.
+            for url in [
+                format!("redis://:{password}@{host}:6379{path}"),
+                format!("rediss://user:{password}@{host}{path}?x={password}"),
+                format!("unix:///run/R?pass={password}"),
+                format!("redis://{host}{path}#{password}"),
+                password.clone(),
+            ] {
+                let shown = url_without_secrets(&url);
+                prop_assert!(!shown.contains(&password[..6]) && !shown.contains(&password[password.len() - 6..]), "{url}: {shown}");
+            }
+        }
     }
 }

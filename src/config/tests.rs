@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 
 type Env = BTreeMap<String, String>;
@@ -310,4 +312,32 @@ fn a_redis_url_of_a_wrong_form_is_refused_without_showing_it() {
     let found = problems(&[("REDIS_URL", "redis://:hunter2/x@cache")]);
 
     assert!(found[0].starts_with("REDIS_URL ([redacted]): expected redis://"), "{found:?}");
+}
+
+proptest! {
+    #[test]
+    fn any_value_of_any_setting_is_taken_or_refused_and_a_secret_is_not_shown(
+        which in 0..SETTINGS.len(), value in "\\PC{1,30}|[0-9]{1,25}|off|-1|0x1|1e9|[a-z]{8}://[a-z:@/?#]{8,30}",
+    ) {
+        let setting = &SETTINGS[which];
+        let shown = match Settings::from_map(&env(&[(setting.name, &value)])) {
+            Ok(settings) => format!("{settings:?}"),
+            Err(error) => error.to_string(),
+        };
+
+        // Shorter ones may stand in the text by chance.
+        prop_assert!(!setting.secret || value.chars().count() < 8 || !shown.contains(&value), "{}: {shown}", setting.name);
+    }
+
+    #[test]
+    fn a_number_is_taken_if_it_is_in_its_range(which in 0..SETTINGS.len(), number: u64, near in 0u64..3) {
+        let setting = &SETTINGS[which];
+        let is_number = setting.default.parse::<u64>().is_ok();
+        let Some((min, max)) = setting.bounds().filter(|_| is_number) else { return Ok(()) };
+        for number in [number, min.saturating_sub(1).saturating_add(near), max.saturating_sub(1).saturating_add(near)] {
+            let told = problems(&[(setting.name, &number.to_string())]).join(" ");
+
+            prop_assert_eq!(told.contains("expected"), !(min..=max).contains(&number), "{}={}: {}", setting.name, number, told);
+        }
+    }
 }

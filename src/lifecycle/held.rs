@@ -25,6 +25,16 @@ struct State {
     closed: bool,
 }
 
+/// Whether a job may be begun.
+pub enum Begin {
+    /// It is begun, and told by this flag to stop.
+    Begun(StopFlag),
+    /// Its lease was lost, or the replica stops.
+    Never,
+    /// Its lease could not be renewed in time, and may be yet.
+    NotYet,
+}
+
 struct Lease {
     valid_until: Instant,
     jobs: HashMap<Seq, Standing>,
@@ -36,6 +46,21 @@ enum Standing {
     Buffered,
     /// In its handler, or waiting for its outcome to be stored.
     Begun { since: Instant, stop: StopFlag },
+}
+
+impl State {
+    fn begin(&mut self, job: &ClaimedJob, now: Instant) -> Begin {
+        if self.closed {
+            return Begin::Never;
+        }
+        let Some(lease) = self.leases.get_mut(&job.token) else { return Begin::Never };
+        if now >= lease.valid_until {
+            return Begin::NotYet;
+        }
+        let stop = StopFlag::new();
+        lease.jobs.insert(job.seq, Standing::Begun { since: now, stop: stop.clone() });
+        Begin::Begun(stop)
+    }
 }
 
 impl Held {
@@ -59,18 +84,17 @@ impl Held {
     pub fn begin(&self, job: &ClaimedJob) -> Option<StopFlag> {
         let mut state = self.lock();
         loop {
-            if state.closed {
-                return None;
+            match state.begin(job, Instant::now()) {
+                Begin::Begun(stop) => return Some(stop),
+                Begin::Never => return None,
+                Begin::NotYet => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
-            let lease = state.leases.get_mut(&job.token)?;
-            let now = Instant::now();
-            if now < lease.valid_until {
-                let stop = StopFlag::new();
-                lease.jobs.insert(job.seq, Standing::Begun { since: now, stop: stop.clone() });
-                return Some(stop);
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// [`Held::begin`] as far as it can be decided at `now`, without waiting.
+    pub fn try_begin(&self, job: &ClaimedJob, now: Instant) -> Begin {
+        self.lock().begin(job, now)
     }
 
     /// Forgets jobs whose outcome is stored or refused, or that were given back.
@@ -188,6 +212,8 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::clock::Timestamp;
     use crate::job::Lane;
@@ -260,5 +286,48 @@ mod tests {
         assert_eq!(held.close(), [(Seq(2), Token(8))]);
         assert!(held.begin(&job(2, 8)).is_none());
         assert_eq!(held.unsettled().len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn every_lease_ends_once_its_jobs_are_settled_or_is_lost(
+            leases in proptest::collection::vec(1i64..5, 1..6), steps in proptest::collection::vec((0usize..4, 0usize..100), 0..60),
+        ) {
+            let held = Held::default();
+            let mut jobs: Vec<(Seq, Token)> = Vec::new();
+            for (token, count) in leases.iter().enumerate() {
+                let token = i64::try_from(token).expect("few");
+                let claimed: Vec<ClaimedJob> = (0..*count).map(|seq| job(10 * token + seq, token)).collect();
+                held.add(&claimed, soon());
+                jobs.extend(claimed.iter().map(|job| (job.seq, job.token)));
+            }
+            let mut ended: Vec<Token> = Vec::new();
+            let mut gone: Vec<Token> = Vec::new();
+
+            for (what, which) in steps {
+                let Some(&(seq, token)) = jobs.get(which % jobs.len().max(1)) else { break };
+                match what {
+                    0 => prop_assert!(matches!(held.try_begin(&job(seq.0, token.0), Instant::now()), Begin::Begun(_))),
+                    1 | 2 => {
+                        if what == 1 { held.settle([(seq, token)]) } else { held.forsake(seq, token) }
+                        jobs.retain(|job| *job != (seq, token));
+                        gone.extend((!jobs.iter().any(|(_, of)| *of == token)).then_some(token));
+                    }
+                    _ => {
+                        held.lose(&[token]);
+                        jobs.retain(|(_, of)| *of != token);
+                        prop_assert!(matches!(held.try_begin(&job(seq.0, token.0), Instant::now()), Begin::Never));
+                    }
+                }
+                ended.extend(held.take_ended());
+                let mut unsettled = held.unsettled();
+                unsettled.sort_unstable();
+                jobs.sort_unstable();
+                prop_assert_eq!(&unsettled, &jobs);
+                prop_assert_eq!(held.tokens().len(), jobs.chunk_by(|a, b| a.1 == b.1).count());
+                let both = ended.len() + held.known().len() - held.tokens().len();
+                prop_assert_eq!(both, gone.len(), "ended or left to run out, each once");
+            }
+        }
     }
 }

@@ -74,6 +74,8 @@ impl Timers {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -90,5 +92,31 @@ mod tests {
         assert_eq!(due, [(Lane::Low, Seq(1)), (Lane::High, Seq(2))]);
         assert_eq!(next, Some(at(30)));
         assert_eq!(timers.take_due(at(99)), (vec![(Lane::High, Seq(3))], None));
+    }
+
+    proptest! {
+        #[test]
+        fn ids_come_out_once_each_by_time_then_lane_then_arrival(
+            added in proptest::collection::vec((0u64..50, 0usize..3, 0i64..1_000), 0..60), steps in proptest::collection::vec(0u64..60, 0..6),
+        ) {
+            let (timers, start) = (Timers::default(), Instant::now());
+            let at = |ms| start + Duration::from_millis(ms);
+            let mut left: Vec<(Instant, Lane, Seq)> =
+                added.iter().map(|(ms, lane, seq)| (at(*ms), Lane::ALL[*lane], Seq(*seq))).collect();
+            for (at, lane, seq) in &left {
+                timers.add(*at, *lane, *seq);
+            }
+            left.sort_unstable();
+
+            for now in steps.into_iter().chain([60]).map(at) {
+                let (due, next) = timers.take_due(now);
+
+                let count = left.partition_point(|(at, _, _)| *at <= now);
+                let expected: Vec<(Lane, Seq)> = left.drain(..count).map(|(_, lane, seq)| (lane, seq)).collect();
+                prop_assert_eq!(due, expected);
+                prop_assert_eq!(next, left.first().map(|(at, _, _)| *at));
+                prop_assert_eq!(timers.len(), left.len());
+            }
+        }
     }
 }

@@ -100,3 +100,51 @@ impl MemoryLanes {
 fn first_filled(inner: &Inner, open: &[(Lane, usize)]) -> Option<(Lane, usize)> {
     open.iter().copied().find(|(lane, _)| !inner.lanes[lane.index()].is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAPACITY: usize = 6;
+
+    proptest! {
+        #[test]
+        fn a_lane_is_a_queue_with_a_limit(
+            steps in proptest::collection::vec((0usize..3, 0usize..3, proptest::collection::vec(0i64..9, 0..5)), 0..40),
+        ) {
+            let lanes = MemoryLanes::new(CAPACITY);
+            let mut model: [VecDeque<Seq>; 3] = Default::default();
+
+            for (what, index, seqs) in steps {
+                let (lane, seqs): (Lane, Vec<Seq>) = (Lane::ALL[index], seqs.into_iter().map(Seq).collect());
+                let fits = model[index].len() + seqs.len() <= CAPACITY;
+                match what {
+                    0 => {
+                        prop_assert_eq!(lanes.push(&[(lane, &seqs)]).is_ok(), fits);
+                        model[index].extend(seqs.iter().filter(|_| fits));
+                    }
+                    1 => {
+                        prop_assert_eq!(lanes.push_front(lane, &seqs).is_ok(), fits);
+                        seqs.iter().rev().filter(|_| fits).for_each(|seq| model[index].push_front(*seq));
+                    }
+                    _ => {
+                        let open = [(Lane::High, 2), (lane, 1)];
+                        let first = open.iter().find(|(lane, _)| !model[lane.index()].is_empty());
+                        let expected = first.map(|(lane, room)| {
+                            let waiting = &mut model[lane.index()];
+                            (*lane, waiting.drain(..waiting.len().min(*room)).collect::<Vec<Seq>>())
+                        });
+                        prop_assert_eq!(lanes.pop(&open, Duration::ZERO), expected);
+                    }
+                }
+                let state = lanes.state();
+                for (lane, waiting) in state.iter().zip(&model) {
+                    prop_assert_eq!(lane.len, waiting.len() as u64);
+                    prop_assert_eq!(lane.head, waiting.front().copied());
+                }
+            }
+        }
+    }
+}

@@ -105,6 +105,8 @@ pub(super) fn json(value: &(impl Serialize + ?Sized)) -> Result<String, StoreErr
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -130,5 +132,20 @@ mod tests {
 
         let batch = texts.batch(&put).expect("JSON");
         assert_eq!((batch.rows.as_str(), batch.texts), (r#"["a\""]"#, None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_texts_are_found_in_the_text_beside_their_rows(given in proptest::collection::vec(any::<String>(), 0..8)) {
+            let mut texts = Texts { beside: Some(Beside { all: String::new(), next: 1, counts: Counts::Units }) };
+            let put: Vec<Text<'_>> = given.iter().map(|text| texts.put(text)).collect();
+
+            let all: Vec<u16> = texts.beside.as_ref().expect("beside").all.encode_utf16().collect();
+
+            for (text, place) in given.iter().zip(put) {
+                let Text::Beside(begin, length) = place else { return Err(TestCaseError::fail("within")) };
+                prop_assert_eq!(&String::from_utf16(&all[begin - 1..begin - 1 + length]).expect("whole"), text);
+            }
+        }
     }
 }

@@ -234,3 +234,21 @@ fn id_list(dialect: Dialect, ids: impl IntoIterator<Item = i64>) -> String {
     list.push(close);
     list
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_list_of_ids_reads_back_as_json_and_as_an_array_of_postgresql(ids in proptest::collection::vec(any::<i64>(), 0..20)) {
+            let json = id_list(Dialect::Sqlite, ids.iter().copied());
+            let array = id_list(Dialect::Postgres, ids.iter().copied());
+
+            prop_assert_eq!(array, json.replace('[', "{").replace(']', "}"));
+            prop_assert_eq!(serde_json::from_str::<Vec<i64>>(&json).expect("JSON"), ids);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::fake::{Fake, Told, ask};
@@ -235,4 +236,74 @@ fn an_answer_of_the_wrong_length_is_not_passed_on() {
     let problem = outcome(submitted, &[0], &["t".into()], Vec::new()).err().expect("refused");
 
     assert_eq!(Answer::from(problem).status, 500);
+}
+
+/// Any JSON value.
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::vec((any::<String>(), inner), 0..4)
+                .prop_map(|pairs| Value::from(pairs.into_iter().collect::<serde_json::Map<_, _>>())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_payload_is_stored_as_the_value_that_was_sent(payload in json_value(), spaces in "[ \n\t]{0,3}") {
+        let fake = Arc::new(Fake::default());
+
+        let told = post(&fake.api(), &format!("{spaces}[{{\"type\":{spaces}\"t\", \"payload\":{payload}}}]{spaces}"));
+
+        let stored = fake.state().submissions[0].jobs[0].payload.clone();
+        let sent = match &payload {
+            Value::String(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => text.clone(),
+            value => value.to_string(),
+        };
+        prop_assert_eq!((told.status, stored), (200, sent));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_short_is_refused_with_the_place_of_the_cut(lines in 0usize..5, cut in 0usize..39) {
+        let body = format!("{}[{{\"type\":\"é🦀\",\"payload\":{{\"a\":[1,2]}}}}]", "\n".repeat(lines));
+        let end = lines + cut;
+        prop_assume!(body.is_char_boundary(end) && end < body.len());
+
+        let told = refused(&body[..end]);
+
+        // Columns count bytes, and what is cut is missed behind the last of them.
+        let place = if cut == 0 { (lines, 0) } else { (lines + 1, cut) };
+        let place = if end == 0 { (1, 0) } else { (place.0 + usize::from(cut == 0), place.1) };
+        prop_assert_eq!(told.status, 400);
+        prop_assert_eq!((&told.json()["line"], &told.json()["column"]), (&json!(place.0), &json!(place.1)));
+    }
+
+    #[test]
+    fn any_body_gets_an_answer(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let told = post_with(&Arc::new(Fake::default()).api(), &[], &body);
+
+        prop_assert!([200, 400, 413, 422].contains(&told.status));
+    }
+
+    #[test]
+    fn jobs_of_any_fields_are_stored_or_named(
+        jobs in proptest::collection::vec(proptest::collection::vec(("type|payload|priority|max_retries|run_at|delay_ms|timeout_ms|unique_key|x", json_value()), 0..4), 1..5),
+    ) {
+        let objects = jobs.iter().map(|fields| Value::from(fields.iter().cloned().collect::<serde_json::Map<_, _>>()));
+        let body = Value::from(objects.collect::<Vec<_>>()).to_string();
+
+        let told = post(&Arc::new(Fake::default()).api(), &body);
+
+        let count = |name: &str| told.json()[name].as_array().map_or(0, Vec::len);
+        prop_assert_eq!(count("success") + count("failed"), jobs.len());
+        prop_assert!([200, 422].contains(&told.status));
+    }
 }
