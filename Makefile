@@ -11,7 +11,7 @@ LOCKED     := $(if $(CI),--locked)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test chaos lint bench bench-quick install clean
+.PHONY: help run build test chaos fuzz lint bench bench-quick install clean
 
 help: ## lists what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ chaos: ## MINUTES=10 of random faults for each database, then a table of what be
 	@tests/support/packages.sh test
 	TRILANE_CHAOS_MINUTES=$(or $(MINUTES),10) $(if $(SEED),TRILANE_CHAOS_SEED=$(SEED)) tests/support/services.sh \
 	  cargo test --features failpoints $(LOCKED) --test chaos -- storm --nocapture --test-threads 1
+
+fuzz: ## feeds what is read from outside with anything, each target for SECONDS=60; what crashed is below fuzz/artifacts
+	@tests/support/packages.sh build
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	set -e; for target in $$(RUSTC_BOOTSTRAP=1 cargo fuzz list); do \
+	  mkdir -p $(abspath $(TARGET_DIR))/fuzz-corpus/$$target; \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run $$target $(abspath $(TARGET_DIR))/fuzz-corpus/$$target $(CURDIR)/fuzz/corpus/$$target -- \
+	    -max_total_time=$(or $(SECONDS),60) -max_len=4096 -len_control=0 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1; \
+	done
 
 lint: ## checks format, clippy, dependencies and the project's own rules
 	@tests/support/packages.sh build
