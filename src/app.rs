@@ -150,12 +150,11 @@ impl Service {
             database = lifecycle.store().dialect().as_str(), driver = lifecycle.store().driver();
             "Trilane {} serves", env!("CARGO_PKG_VERSION")
         );
-        let drain = settings.drain;
         Ok(Service {
             lifecycle,
             held,
             database,
-            drain,
+            drain: settings.drain,
             is_stopping,
             http,
             submit_queue,
