@@ -4,6 +4,7 @@
 //! committed before its id is pushed anywhere, and a claim decides who runs the job, however often its id comes by.
 
 mod claim;
+mod cut;
 mod dispatch;
 mod held;
 mod lanes;
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+
+use cut::Cut;
 
 pub use claim::Popped;
 pub use held::{Begin, Held};
@@ -63,8 +66,7 @@ pub struct Lifecycle {
     replicas_dead: AtomicBool,
     // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
     no_expiry_before: Mutex<Instant>,
-    // Whether more is due in a lane than the scheduler has pushed.
-    cut: [AtomicBool; 3],
+    cut: Cut,
     // The epoch that this replica has begun, or tried to, and whose recall is not done yet.
     new_epoch: Mutex<Option<String>>,
 }
@@ -82,7 +84,7 @@ impl Lifecycle {
             lanes_outage: Outage::new("Redis"),
             leases_expired: AtomicBool::new(true),
             replicas_dead: AtomicBool::new(true),
-            cut: [const { AtomicBool::new(false) }; 3],
+            cut: Cut::default(),
             new_epoch: Mutex::new(None),
         }
     }
@@ -172,3 +174,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn in_ms(ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(ms)
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use stores::{TestStore, dialects, execute, execute_all, number, on_every_dialect
 use trilane::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start, Status, Token};
 use trilane::retry::Verdict;
 use trilane::store::{
-    Cancelled, DeadLetterFilter, Dialect, Idempotency, JobFilter, Outcome, Revived, Store, StoreError, Stored,
+    Cancelled, DeadLetterFilter, Dialect, Horizon, Idempotency, JobFilter, Outcome, Revived, Store, StoreError, Stored,
     Submitted,
 };
 use uuid::Uuid;
@@ -160,6 +160,53 @@ fn a_delayed_job_counts_as_dispatched_only_within_the_horizon() {
         assert!((59_000..=60_000).contains(&due), "{due}");
         assert_eq!(soon.run_at.as_millis() - soon.created_at.as_millis(), 60_000);
         assert_eq!(late.due_in_ms, None);
+    });
+}
+
+#[test]
+fn each_lane_has_a_horizon_of_its_own() {
+    on_every_dialect(|store| {
+        let after = |lane, seconds| NewJob {
+            lane,
+            start: Start::After(Duration::from_secs(seconds)),
+            ..NewJob::new("x", "{}")
+        };
+        let new = [
+            after(Lane::Low, 0),
+            after(Lane::High, 0),
+            after(Lane::Medium, 30),
+            after(Lane::Low, 60),
+            after(Lane::High, 60),
+        ];
+        let horizon = Horizon([Some(TICK), Some(Duration::from_secs(10)), None]);
+
+        let results = store.submit(&new.iter().collect::<Vec<_>>(), REPLICA, horizon).expect("stored");
+
+        let stored: Vec<Stored> = results.into_iter().map(|result| result.expect("no key")).collect();
+        let is_dispatched: Vec<bool> = stored.iter().map(|stored| stored.due_in_ms.is_some()).collect();
+        assert_eq!(is_dispatched, [false, true, false, false, true]);
+        let found = store.dispatch(Lane::Low, OTHER, TICK, 10).expect("dispatched").due;
+        assert_eq!(found.iter().map(|due| due.seq).collect::<Vec<_>>(), [stored[0].seq, stored[3].seq]);
+    });
+}
+
+#[test]
+fn the_next_due_of_a_lane_is_that_of_its_first_job_that_is_not_dispatched() {
+    on_every_dialect(|store| {
+        let after =
+            |seconds| NewJob { start: Start::After(Duration::from_secs(seconds)), ..NewJob::new("later", "{}") };
+        assert_eq!(store.next_due(Lane::Medium).expect("asked"), None);
+        let new = [after(900), after(600)];
+        store.submit(&new.iter().collect::<Vec<_>>(), REPLICA, HORIZON_MS).expect("stored");
+        submit_one(store, after(60));
+
+        let due = store.next_due(Lane::Medium).expect("asked").expect("two wait");
+        assert!((500_000..=600_000).contains(&due), "{due}");
+        assert_eq!(store.next_due(Lane::Low).expect("asked"), None);
+        assert!(!store.is_due(Lane::Medium).expect("asked"));
+        store.submit(&[&after(0)], REPLICA, None).expect("stored");
+        assert_eq!(store.next_due(Lane::Medium).expect("asked"), Some(0));
+        assert!(store.is_due(Lane::Medium).expect("asked"));
     });
 }
 
@@ -661,6 +708,14 @@ fn plain_sql_inserts_are_made_regular_and_dispatched() {
         // Queued in no lane it would wait for ever, once its id is lost.
         assert_eq!(store.revive(ids[3], REPLICA).expect("answered"), Revived::NotFailed, "{dialect:?}");
         assert!(matches!(store.revive(ids[4], REPLICA).expect("answered"), Revived::Queued(_)));
+
+        execute(
+            &fresh.connection_string,
+            "INSERT INTO Jobs (Type, Payload, Priority, Status) VALUES ('x', '{}', 'urgent', 'completed')",
+        );
+        store.bury_odd(&store.regularise().expect("regular")).expect("buried");
+        assert!(store.regularise().expect("regular").is_empty(), "it is not found again and again");
+        assert_eq!(letters.len(), self::letters(store), "it had ended, so there is no dead letter");
     }
 }
 

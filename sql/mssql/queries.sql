@@ -113,30 +113,29 @@ INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK) ON JobKeys.UniqueKey = k.unique_key
 WHERE JobKeys.JobId = g.id
 {seek}
 
--- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
 -- ORDER BY makes the identity follow the order of the jobs. The numbers are read by the index on Id, within the transaction: where the
 -- reading fails, nothing is stored.
--- Params: 1 jobs (JSON array, up to 1,000, of {n, id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
---         2 texts  3 replica  4 horizon_ms (null: dispatch none).
+-- Params: 1 jobs (JSON array, up to 1,000, of {n, id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms (null: not dispatched),
+--         timeout_ms, unique_key})  2 texts  3 replica.
 -- Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched).
 DECLARE @jobs nvarchar(max) = ?;
 DECLARE @texts nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
-DECLARE @ms bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-DECLARE @horizon datetime2(3) = {later};
 BEGIN TRANSACTION;
 INSERT INTO Jobs (Id, Type, Payload, Priority, MaxRetries, CreatedAt, UpdatedAt, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
 SELECT g.id, g.type, SUBSTRING({texts}, g.payload_begin, g.payload_length), g.lane, g.max_retries, @now, @now, r.run_at, g.timeout_ms,
        SUBSTRING({texts}, g.key_begin, g.key_length),
-       CASE WHEN r.run_at <= @horizon THEN CASE WHEN r.run_at > @now THEN r.run_at ELSE @now END END,
-       CASE WHEN r.run_at <= @horizon THEN @replica END
+       CASE WHEN r.run_at <= r.horizon THEN CASE WHEN r.run_at > @now THEN r.run_at ELSE @now END END,
+       CASE WHEN r.run_at <= r.horizon THEN @replica END
 FROM OPENJSON(@jobs) WITH (
     n int '$.n', id uniqueidentifier '$.id', type nvarchar(100) '$.type', payload_begin int '$.payload[0]', payload_length int '$.payload[1]',
     lane nvarchar(10) '$.lane', max_retries int '$.max_retries', at_ms bigint '$.at_ms', delay_ms bigint '$.delay_ms',
-    timeout_ms int '$.timeout_ms', key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]') AS g
+    horizon_ms int '$.horizon_ms', timeout_ms int '$.timeout_ms', key_begin int '$.unique_key[0]', key_length int '$.unique_key[1]') AS g
 CROSS APPLY (SELECT CASE WHEN g.at_ms IS NULL THEN @now ELSE CAST('19700101' AS datetime2(3)) END AS origin, COALESCE(g.at_ms, g.delay_ms, 0) AS ms) AS t
-CROSS APPLY (SELECT DATEADD(millisecond, t.ms % 1000, DATEADD(second, t.ms / 1000 % 86400, DATEADD(day, t.ms / 86400000, t.origin))) AS run_at) AS r
+CROSS APPLY (SELECT DATEADD(millisecond, t.ms % 1000, DATEADD(second, t.ms / 1000 % 86400, DATEADD(day, t.ms / 86400000, t.origin))) AS run_at,
+                    DATEADD(millisecond, g.horizon_ms, @now) AS horizon) AS r
 ORDER BY g.n;
 SELECT j.Seq, j.Id, DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt), DATEDIFF_BIG(millisecond, '19700101', j.RunAt),
        DATEDIFF_BIG(millisecond, @now, j.DispatchedAt)
@@ -175,6 +174,15 @@ FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 WHERE Jobs.Seq = g.seq AND Jobs.Status NOT IN (N'running', N'completed', N'failed', N'cancelled')
 {loop}
 
+-- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
+-- Params: 1 seqs (array).
+DECLARE @seqs nvarchar(max) = ?;
+UPDATE Jobs SET DispatchedAt = SYSUTCDATETIME()
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.DispatchedAt IS NULL
+{seek}
+
 -- due: locks what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival. What another replica dispatches is left out.
 -- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
 DECLARE @lane nvarchar(10) = ?;
@@ -184,6 +192,13 @@ DECLARE @horizon datetime2(3) = {later};
 SELECT TOP (?) Seq, Status FROM Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
 WHERE Priority = @lane AND DispatchedAt IS NULL AND RunAt <= @horizon
 ORDER BY RunAt, Seq
+
+-- next_due: when the first job of a lane that was not dispatched is due.
+-- Params: 1 lane.  Returns due_in_ms, or no row.
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SELECT TOP (1) CASE WHEN RunAt > @now THEN DATEDIFF_BIG(millisecond, @now, RunAt) ELSE 0 END
+FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
+WHERE Priority = ? AND DispatchedAt IS NULL ORDER BY RunAt, Seq
 
 -- dispatch: marks jobs as dispatched at the moment they are due.
 -- Params: 1 replica  2 seqs (array).  Returns seq, due_in_ms.

@@ -56,24 +56,21 @@ where UniqueKey = any(array(select k.unique_key from json_to_recordset(cast(? as
 delete from JobKeys using json_to_recordset(cast(? as json)) as k(unique_key text, id uuid)
 where JobKeys.UniqueKey = k.unique_key and JobKeys.JobId = k.id
 
--- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
--- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
---         2 replica  3 horizon_ms (null: dispatch none).
+-- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms (null: not dispatched), timeout_ms,
+--         unique_key})  2 replica.
 -- Returns seq, id, created_ms, run_ms, due_in_ms (null: not dispatched), in the order of the jobs.
 with given as (
-    select ord, id, type, payload, lane, max_retries, timeout_ms, unique_key,
+    select ord, id, type, payload, lane, max_retries, timeout_ms, unique_key, now() + horizon_ms * {ms} as horizon,
            case when at_ms is not null then to_timestamp(at_ms / 1000.0) else now() + coalesce(delay_ms, 0) * {ms} end as run_at
     from rows from (json_to_recordset(cast(? as json)) as
-        (id uuid, type text, payload text, lane text, max_retries integer, at_ms bigint, delay_ms bigint, timeout_ms integer, unique_key text))
-        with ordinality as g(id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key, ord)
-), dispatch as (
-    select cast(? as bigint) as replica, cast(? as bigint) as horizon_ms
+        (id uuid, type text, payload text, lane text, max_retries integer, at_ms bigint, delay_ms bigint, horizon_ms bigint, timeout_ms integer,
+         unique_key text)) with ordinality as g(id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms, timeout_ms, unique_key, ord)
 )
 insert into Jobs (Id, Type, Payload, Priority, MaxRetries, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
 select g.id, g.type, g.payload, g.lane, g.max_retries, g.run_at, g.timeout_ms, g.unique_key,
-       case when g.run_at <= now() + d.horizon_ms * {ms} then greatest(g.run_at, now()) end,
-       case when g.run_at <= now() + d.horizon_ms * {ms} then d.replica end
-from given as g cross join dispatch as d
+       case when g.run_at <= g.horizon then greatest(g.run_at, now()) end, case when g.run_at <= g.horizon then cast(? as bigint) end
+from given as g
 order by g.ord
 returning Seq, cast(Id as text), cast(floor(extract(epoch from CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from RunAt) * 1000) as bigint),
           cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
@@ -101,11 +98,20 @@ update Jobs set Status = 'failed', LastError = ?, DispatchedAt = now(), Finished
 where Seq = any(cast(? as bigint[])) and Status not in ('running', 'completed', 'failed', 'cancelled')
 returning Seq
 
+-- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
+-- Params: 1 seqs (array).
+update Jobs set DispatchedAt = now() where Seq = any(cast(? as bigint[])) and DispatchedAt is null
+
 -- due: locks what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival. What another replica dispatches is left out.
 -- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
 select Seq, Status from Jobs
 where Priority = ? and DispatchedAt is null and RunAt <= now() + ? * {ms}
 order by RunAt, Seq limit ? for update skip locked
+
+-- next_due: when the first job of a lane that was not dispatched is due.
+-- Params: 1 lane.  Returns due_in_ms, or no row.
+select cast(greatest(ceil(extract(epoch from RunAt - now()) * 1000), 0) as bigint) from Jobs
+where Priority = ? and DispatchedAt is null order by RunAt, Seq limit 1
 
 -- dispatch: marks jobs as dispatched at the moment they are due.
 -- Params: 1 replica  2 seqs (array).  Returns seq, due_in_ms.

@@ -59,19 +59,19 @@ select UniqueKey, JobId from JobKeys where UniqueKey in (select json_extract(val
 -- Params: 1 keys (JSON array of {unique_key, id}).
 delete from JobKeys where (UniqueKey, JobId) in (select json_extract(value, '$.unique_key'), json_extract(value, '$.id') from json_each(?))
 
--- submit: stores jobs. Those due within the horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
--- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, timeout_ms, unique_key})
---         2 replica  3 horizon_ms (null: dispatch none).
+-- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
+-- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms (null: not dispatched), timeout_ms,
+--         unique_key})  2 replica.
 insert into Jobs (Id, Type, Payload, Priority, MaxRetries, RunAt, TimeoutMs, UniqueKey, DispatchedAt, DispatchedBy)
 select g.id, g.type, g.payload, g.lane, g.max_retries, g.run_at, g.timeout_ms, g.unique_key,
-       case when g.run_at <= {now} + d.horizon_ms then max(g.run_at, {now}) end,
-       case when g.run_at <= {now} + d.horizon_ms then d.replica end
+       case when g.run_at <= {now} + g.horizon_ms then max(g.run_at, {now}) end, case when g.run_at <= {now} + g.horizon_ms then d.replica end
 from (select key, json_extract(value, '$.id') as id, json_extract(value, '$.type') as type, json_extract(value, '$.payload') as payload,
              json_extract(value, '$.lane') as lane, json_extract(value, '$.max_retries') as max_retries,
              coalesce(json_extract(value, '$.at_ms'), {now} + coalesce(json_extract(value, '$.delay_ms'), 0)) as run_at,
-             json_extract(value, '$.timeout_ms') as timeout_ms, json_extract(value, '$.unique_key') as unique_key
+             json_extract(value, '$.horizon_ms') as horizon_ms, json_extract(value, '$.timeout_ms') as timeout_ms,
+             json_extract(value, '$.unique_key') as unique_key
       from json_each(?)) as g
-cross join (select ? as replica, ? as horizon_ms) as d
+cross join (select ? as replica) as d
 order by g.key
 
 -- submit_after: the jobs just stored.
@@ -105,9 +105,17 @@ select Seq from Jobs where Seq in (select value from json_each(?)) and Status no
 update Jobs set Status = 'failed', LastError = ?, DispatchedAt = {now}, FinishedAt = {now}, UpdatedAt = {now}
 where Seq in (select value from json_each(?)) and Status not in ('running', 'completed', 'failed', 'cancelled')
 
+-- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
+-- Params: 1 seqs (array).
+update Jobs set DispatchedAt = {now} where Seq in (select value from json_each(?)) and DispatchedAt is null
+
 -- due: what is due within the horizon and not dispatched, each lane in the order of RunAt, then arrival.
 -- Params: 1 lane  2 horizon_ms  3 limit.  Returns seq, status as written.
 select Seq, Status from Jobs where Priority = ? and DispatchedAt is null and RunAt <= {now} + ? order by RunAt, Seq limit ?
+
+-- next_due: when the first job of a lane that was not dispatched is due.
+-- Params: 1 lane.  Returns due_in_ms, or no row.
+select max(RunAt - {now}, 0) from Jobs where Priority = ? and DispatchedAt is null order by RunAt, Seq limit 1
 
 -- dispatch_before: the jobs that dispatch marks.
 -- Params: 1 seqs (array).  Returns seq, due_in_ms.

@@ -1,13 +1,13 @@
 //! From the lanes to the workers and back: claims, outcomes, and what is given back.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
 use crate::fault::fault_point;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::queue::{POP_IDS_MAX, QueueError};
+use crate::retry::Verdict;
 use crate::store::{BATCH_MAX, Outcome, Released, StoreError};
 
 /// Jobs that were claimed together.
@@ -19,7 +19,7 @@ pub struct Popped {
     pub jobs: Vec<ClaimedJob>,
     /// Until when this replica may count on the lease, by its own clock; `None` where nothing was claimed.
     pub valid_until: Option<Instant>,
-    /// Whether the lane ran empty although more is due, so that the scheduler should be woken.
+    /// Whether the lane ran empty although more is due, so that the scheduler should refill it.
     pub drained: bool,
 }
 
@@ -41,7 +41,7 @@ impl Lifecycle {
         let Some((lane, seqs)) = popped else { return Ok(Some(Popped::default())) };
         fault_point!("claim.popped");
         let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
-        let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut[lane.index()].load(Ordering::Relaxed);
+        let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut.is_on(lane);
         let valid_until = Instant::now() + self.policy.lease;
         let jobs = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
             Ok(jobs) => jobs,
@@ -122,13 +122,17 @@ impl Lifecycle {
     /// # Errors
     /// As [`Store::finish`]; the call can be repeated.
     pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<Seq>, StoreError> {
-        let horizon = self.horizon_ms().map(Duration::from_millis);
+        let horizon = self.retry_horizon();
         let accepted = self.store.finish(outcomes, self.policy.replica, horizon)?;
         fault_point!("finish.committed");
-        let lanes: HashMap<Seq, Lane> = outcomes.iter().map(|outcome| (outcome.seq, outcome.lane)).collect();
+        let by_seq: HashMap<Seq, &Outcome> = outcomes.iter().map(|outcome| (outcome.seq, outcome)).collect();
         for accepted in &accepted {
-            if let (Some(ms), Some(lane)) = (accepted.due_in_ms, lanes.get(&accepted.seq)) {
-                self.timers.add(in_ms(ms), *lane, accepted.seq);
+            match (accepted.due_in_ms, by_seq.get(&accepted.seq)) {
+                (Some(ms), Some(outcome)) => self.timers.add(in_ms(ms), outcome.lane, accepted.seq),
+                (None, Some(Outcome { verdict: Verdict::Retry { delay, .. }, .. })) if horizon.is_some() => {
+                    self.note_later(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+                }
+                _ => {}
             }
         }
         Ok(accepted.into_iter().map(|accepted| accepted.seq).collect())

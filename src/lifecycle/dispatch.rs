@@ -1,7 +1,6 @@
 //! From the table to the lanes: what is due, what plain SQL wrote, and what has waited too long.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
 use crate::fault::fault_point;
@@ -34,68 +33,99 @@ impl Lifecycle {
         self.store.bury_odd(odd)
     }
 
-    /// Dispatches what is due within the next tick: pushes what is due now, keeps the rest in the timers. At most up to the lanes' buffer;
-    /// between batches it calls `pause`, which may push what has become due meanwhile.
+    /// Dispatches what is due within the next tick: pushes what is due now, keeps the rest in the timers. At most up to the lanes' buffer, and
+    /// only as far ahead as the timers have room; what is missed by that is noted, and dispatched in time by another such round.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn dispatch(&self, mut pause: impl FnMut()) -> Result<(), StoreError> {
+    pub fn dispatch(&self) -> Result<(), StoreError> {
         if self.is_fed_by_table() {
             return Ok(()); // The feeders claim straight from it.
         }
-        let lengths = match self.lanes.state() {
-            Ok(state) => state.map(|lane| lane.len),
-            Err(error) => {
-                self.note_lanes_error(&error);
-                return Ok(());
-            }
-        };
+        self.timers.forget_missed();
+        let Some(lengths) = self.lengths() else { return Ok(()) };
         for lane in Lane::ALL {
-            let len = usize::try_from(lengths[lane.index()]).unwrap_or(usize::MAX);
-            let mut room = self.policy.lane_buffer_max.saturating_sub(len);
-            let mut is_cut = true;
-            while room > 0 && !self.lanes_are_away() {
-                let count = room.min(BATCH_MAX);
-                let found = self.store.dispatch(lane, self.policy.replica, self.horizon(), count)?;
-                if !found.due.is_empty() {
-                    fault_point!("tick.dispatched");
-                }
-                self.bury_odd(&found.odd)?;
-                self.push_or_keep(lane, &found.due);
-                room -= found.due.len().min(room);
-                pause();
-                if found.seen < count {
-                    is_cut = false;
-                    break;
-                }
-            }
-            self.cut[lane.index()].store(is_cut, Ordering::Relaxed);
+            self.fill(lane, lengths[lane.index()])?;
         }
         Ok(())
     }
 
-    /// Whether more is due in a lane than was pushed.
-    pub fn is_cut(&self) -> bool {
-        self.cut.iter().any(|cut| cut.load(Ordering::Relaxed))
+    /// Fills up the lanes that were cut and have drained to half, from the table in its order. Asks the table for nothing else, so that it can
+    /// be called often.
+    ///
+    /// Several replicas may fill one lane together: each takes batches of its own, and looks at the length after each. So the lane may pass its
+    /// limit by a batch for each of them, and its order is off by as much.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn refill(&self) -> Result<(), StoreError> {
+        if !self.is_cut() || self.is_fed_by_table() {
+            return Ok(());
+        }
+        let Some(lengths) = self.lengths() else { return Ok(()) };
+        for lane in Lane::ALL {
+            let length = lengths[lane.index()];
+            if self.cut.is_on(lane) && length <= self.half() {
+                self.fill(lane, length)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Whether a lane that was cut has become half empty, so that the scheduler has to tick.
-    pub fn runs_dry(&self) -> bool {
-        let half = u64::try_from(self.policy.lane_buffer_max / 2).unwrap_or(u64::MAX);
-        let runs_dry = |lengths: [u64; 3]| {
-            self.cut.iter().zip(lengths).any(|(cut, length)| cut.load(Ordering::Relaxed) && length <= half)
-        };
-        self.is_cut() && self.lane_lengths().is_some_and(runs_dry)
+    /// Dispatches what is due in a lane that has `length` ids, up to its limit. Between batches pushes what has become due meanwhile.
+    fn fill(&self, lane: Lane, length: u64) -> Result<(), StoreError> {
+        let seen = self.cut.seen(lane);
+        // An idle replica asks one plain question, and opens no transaction for it. Of a lane that is cut the answer is known.
+        let mut is_more = self.cut.is_on(lane);
+        let room = |length| self.policy.lane_buffer_max.saturating_sub(usize::try_from(length).unwrap_or(usize::MAX));
+        let mut count = room(length).min(BATCH_MAX);
+        while count > 0 {
+            let reach = self.timers.reach(self.policy.tick);
+            let found = if is_more {
+                self.store.dispatch_more(lane, self.policy.replica, reach, count)?
+            } else {
+                self.store.dispatch(lane, self.policy.replica, reach, count)?
+            };
+            if !found.due.is_empty() {
+                fault_point!("tick.dispatched");
+            }
+            self.bury_odd(&found.odd)?;
+            let length = self.push_or_keep(lane, &found.due);
+            self.push_due_timers(Instant::now());
+            if self.lanes_are_away() {
+                return Ok(()); // What was to be pushed is back in the table; a tick follows when they answer again.
+            }
+            if found.seen < count {
+                self.cut.end(lane, seen);
+                return self.note_missed(lane, reach);
+            }
+            count = length.map_or(count, room).min(BATCH_MAX);
+            is_more = true;
+        }
+        self.begin_cut(lane);
+        Ok(())
     }
 
-    pub(super) fn push_or_keep(&self, lane: Lane, due: &[Due]) {
+    /// If the last look at a lane did not reach up to the next tick: when the first job behind it is due.
+    fn note_missed(&self, lane: Lane, reach: Duration) -> Result<(), StoreError> {
+        if reach < self.policy.tick
+            && let Some(ms) = self.store.next_due(lane)?
+        {
+            self.timers.miss(in_ms(ms));
+        }
+        Ok(())
+    }
+
+    /// Returns the length of the lane, if it was pushed to.
+    fn push_or_keep(&self, lane: Lane, due: &[Due]) -> Option<u64> {
         let (now, later): (Vec<&Due>, Vec<&Due>) = due.iter().partition(|due| due.in_ms == 0);
         for due in later {
             self.timers.add(in_ms(due.in_ms), lane, due.seq);
         }
-        if !now.is_empty() {
-            self.push(&[(lane, now.iter().map(|due| due.seq).collect())]);
+        if now.is_empty() {
+            return None;
         }
+        self.push_past_cut(&[(lane, now.iter().map(|due| due.seq).collect())])[lane.index()]
     }
 
     /// The starvation guard: moves the ids at the head of the lower lanes behind those of the high lane, where their jobs have been due for

@@ -11,15 +11,50 @@ use crate::queue::QueueError;
 use crate::store::{BATCH_MAX, StoreError};
 
 impl Lifecycle {
-    /// Pushes ids whose rows are marked as dispatched. If they cannot be pushed, their rows are given back to dispatch.
+    /// Pushes ids whose rows are marked as dispatched. Those that cannot be pushed, or whose lane is cut, are given back to dispatch: what
+    /// waits in the table for a cut lane goes first.
     pub(super) fn push(&self, lots: &[(Lane, Vec<Seq>)]) {
-        if lots.is_empty() {
+        if !self.is_cut() {
+            self.push_past_cut(lots);
             return;
         }
-        if self.policy.has_lanes {
-            let Err(error) = self.lanes.push_many(lots) else { return };
-            self.note_lanes_error(&error);
+        let (held, open): (Vec<_>, Vec<_>) = lots.iter().cloned().partition(|(lane, _)| self.cut.is_on(*lane));
+        self.push_past_cut(&open);
+        self.hold_back(&held);
+    }
+
+    /// As [`Lifecycle::push`], of what comes from the table in its order. Returns the lengths of the lanes where they are known.
+    pub(super) fn push_past_cut(&self, lots: &[(Lane, Vec<Seq>)]) -> [Option<u64>; 3] {
+        if lots.is_empty() {
+            return [None; 3];
         }
+        if !self.policy.has_lanes {
+            self.give_back(lots);
+            return [None; 3];
+        }
+        match self.lanes.push_many(lots) {
+            Ok(pushed) => {
+                self.hold_back(&pushed.refused);
+                self.cut_full(pushed.lengths);
+                pushed.lengths
+            }
+            Err(error) => {
+                self.note_lanes_error(&error);
+                self.give_back(lots);
+                [None; 3]
+            }
+        }
+    }
+
+    /// Leaves ids to the table until their lane has drained.
+    fn hold_back(&self, lots: &[(Lane, Vec<Seq>)]) {
+        self.give_back(lots);
+        for (lane, _) in lots {
+            self.begin_cut(*lane);
+        }
+    }
+
+    fn give_back(&self, lots: &[(Lane, Vec<Seq>)]) {
         for (_, seqs) in lots {
             for seqs in seqs.chunks(BATCH_MAX) {
                 if let Err(error) = self.store.recall(seqs) {
@@ -30,17 +65,69 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn note_lanes_error(&self, error: &QueueError) {
-        if matches!(error, QueueError::Full { .. }) {
-            log::debug!(error:% = error; "a lane is full");
-        } else {
-            self.lanes_outage.begins(error);
+    /// Cuts the lanes that have reached their limit.
+    fn cut_full(&self, lengths: [Option<u64>; 3]) {
+        let full = u64::try_from(self.policy.lane_buffer_max).unwrap_or(u64::MAX);
+        for lane in Lane::ALL {
+            if lengths[lane.index()].is_some_and(|length| length >= full) {
+                self.begin_cut(lane);
+            }
         }
+    }
+
+    /// After the commit of a due row that stays in the table, or when the lane is full.
+    pub(super) fn begin_cut(&self, lane: Lane) {
+        if self.cut.begin(lane) {
+            self.timers.wake().wake(); // The scheduler looks at lanes that are cut more often.
+        }
+    }
+
+    /// Whether more is due in a lane than was pushed.
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_any()
+    }
+
+    /// Cuts the lanes that another replica has cut: those at their limit, and those more than half full for which something due waits in the
+    /// table. The table is asked only then.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn notice_cuts(&self) -> Result<(), StoreError> {
+        if self.is_fed_by_table() || !self.policy.lanes_are_shared {
+            return Ok(());
+        }
+        let Some(lengths) = self.lengths() else { return Ok(()) };
+        self.cut_full(lengths.map(Some));
+        for lane in Lane::ALL {
+            if lengths[lane.index()] > self.half() && !self.cut.is_on(lane) && self.store.is_due(lane)? {
+                self.begin_cut(lane);
+            }
+        }
+        Ok(())
+    }
+
+    /// At which length a lane that was cut is refilled.
+    pub(super) fn half(&self) -> u64 {
+        u64::try_from(self.policy.lane_buffer_max / 2).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn lengths(&self) -> Option<[u64; 3]> {
+        match self.lanes.state() {
+            Ok(state) => Some(state.map(|lane| lane.len)),
+            Err(error) => {
+                self.note_lanes_error(&error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn note_lanes_error(&self, error: &QueueError) {
+        self.lanes_outage.begins(error);
     }
 
     /// Pushes the ids whose time has come, and returns the moment of the next.
     pub fn push_due_timers(&self, now: Instant) -> Option<Instant> {
-        let (due, next) = self.timers.take_due(now);
+        let (due, next) = self.timers.take_due(now, Lane::ALL.map(|lane| self.cut.is_on(lane)));
         let mut lots: Vec<(Lane, Vec<Seq>)> = Lane::ALL.map(|lane| (lane, Vec::new())).into();
         for (lane, seq) in due {
             lots[lane.index()].1.push(seq);
@@ -51,6 +138,11 @@ impl Lifecycle {
         }
         self.push(&lots);
         next
+    }
+
+    /// When [`Lifecycle::dispatch`] has to be called for jobs that the timers had no room for.
+    pub fn next_missed(&self) -> Option<Instant> {
+        self.timers.next_missed().filter(|_| !self.is_fed_by_table())
     }
 
     /// Looks whether the lanes answer and still hold what was pushed. Returns whether the scheduler has to tick now: Redis is back, or

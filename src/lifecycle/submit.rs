@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Lifecycle, in_ms};
 use crate::fault::fault_point;
 use crate::job::{Job, Lane, NewJob, Seq, Status};
-use crate::store::{Idempotency, KeyTaken, StoreError, Stored, Submitted};
+use crate::store::{Horizon, Idempotency, KeyTaken, StoreError, Stored, Submitted};
 
 /// Jobs to be stored together, and the key under which the answer is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +70,10 @@ impl Lifecycle {
     /// # Errors
     /// As [`Store::submit`].
     pub fn submit(&self, jobs: &[&NewJob]) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
-        let results = self.store.submit(jobs, self.policy.replica, self.horizon_ms())?;
+        let horizon = self.horizon();
+        let results = self.store.submit(jobs, self.policy.replica, horizon)?;
         fault_point!("submit.committed");
-        Ok(self.hand_on(jobs, results))
+        Ok(self.hand_on(jobs, results, horizon))
     }
 
     /// [`Lifecycle::submit`] for a call with an idempotency key.
@@ -80,40 +81,55 @@ impl Lifecycle {
     /// # Errors
     /// [`SubmitFailure::IdempotencyMismatch`], or as [`Store::submit_once`].
     pub fn submit_once(&self, jobs: &[&NewJob], idempotency: &Idempotency) -> Result<SubmitResult, SubmitFailure> {
-        match self.store.submit_once(jobs, idempotency, self.policy.replica, self.horizon_ms())? {
-            Submitted::Now(results) => Ok(SubmitResult { results: self.hand_on(jobs, results), replayed: false }),
+        let horizon = self.horizon();
+        match self.store.submit_once(jobs, idempotency, self.policy.replica, horizon)? {
+            Submitted::Now(results) => {
+                Ok(SubmitResult { results: self.hand_on(jobs, results, horizon), replayed: false })
+            }
             Submitted::Before(results) => Ok(SubmitResult { results: self.as_they_are_now(results)?, replayed: true }),
             Submitted::Mismatch => Err(SubmitFailure::IdempotencyMismatch),
         }
     }
 
-    /// How far ahead a job that is stored now counts as dispatched by this replica: not at all where no lane would take it.
-    pub(super) fn horizon_ms(&self) -> Option<u64> {
+    /// How far ahead a job that is stored now counts as dispatched by this replica: not at all where no lane would take it, or its lane is
+    /// cut; then it waits in the table for its turn.
+    fn horizon(&self) -> Horizon {
         if self.is_fed_by_table() {
-            return None;
+            return Horizon::default();
         }
-        Some(u64::try_from(self.horizon().as_millis()).unwrap_or(u64::MAX))
+        let reach = Some(self.timers.reach(self.policy.tick));
+        Horizon(Lane::ALL.map(|lane| reach.filter(|_| !self.cut.is_on(lane))))
     }
 
-    pub(super) fn horizon(&self) -> Duration {
-        if self.timers.has_room() {
-            self.policy.tick
-        } else {
-            Duration::ZERO
+    /// How far ahead a retry counts as dispatched by this replica. Where its lane is cut, it is given back when it is due.
+    pub(super) fn retry_horizon(&self) -> Option<Duration> {
+        (!self.is_fed_by_table()).then(|| self.timers.reach(self.policy.tick))
+    }
+
+    /// A job stays in the table that is due in `ms`: if that is before the next tick, it is dispatched in time all the same.
+    pub(super) fn note_later(&self, ms: u64) {
+        if Duration::from_millis(ms) <= self.policy.tick {
+            self.timers.miss(in_ms(ms));
         }
     }
 
-    pub(super) fn hand_on(
+    fn hand_on(
         &self,
         jobs: &[&NewJob],
         results: Vec<Result<Stored, KeyTaken>>,
+        horizon: Horizon,
     ) -> Vec<Result<Job, KeyTaken>> {
         let mut now: Vec<(Lane, Vec<Seq>)> = Lane::ALL.map(|lane| (lane, Vec::new())).into();
         for (job, result) in jobs.iter().zip(&results) {
             match result {
                 Ok(Stored { seq, due_in_ms: Some(0), .. }) => now[job.lane.index()].1.push(*seq),
                 Ok(Stored { seq, due_in_ms: Some(ms), .. }) => self.timers.add(in_ms(*ms), job.lane, *seq),
-                Ok(Stored { due_in_ms: None, .. }) | Err(_) => {}
+                Ok(Stored { due_in_ms: None, .. }) if horizon == Horizon::default() => {}
+                Ok(Stored { due_in_ms: None, .. }) if horizon.of(job.lane).is_none() => self.begin_cut(job.lane),
+                Ok(Stored { due_in_ms: None, created_at, run_at, .. }) => {
+                    self.note_later(run_at.as_millis().abs_diff(created_at.as_millis()));
+                }
+                Err(_) => {}
             }
         }
         now.retain(|(_, seqs)| !seqs.is_empty());

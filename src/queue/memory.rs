@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{LaneState, QueueError};
+use super::{LaneState, Pushed};
 use crate::job::{Lane, Seq};
 
 pub(super) struct MemoryLanes {
@@ -28,29 +28,32 @@ impl MemoryLanes {
         MemoryLanes { capacity, inner: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// All or none: what is refused is wholly in the database's hands.
-    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
+    /// Each lane takes what it has room for; what is refused is wholly in the database's hands.
+    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Pushed {
         let mut inner = self.lock();
-        for lane in Lane::ALL {
-            let ids = lots.iter().filter(|(of, _)| *of == lane).map(|(_, seqs)| seqs.len()).sum();
-            self.check_room(&inner, lane, ids)?;
-        }
-        for (lane, seqs) in lots {
-            inner.lanes[lane.index()].extend(*seqs);
+        let mut pushed = Pushed::default();
+        for (lane, seqs) in lots.iter().filter(|(_, seqs)| !seqs.is_empty()) {
+            let waiting = &mut inner.lanes[lane.index()];
+            let room = self.capacity.saturating_sub(waiting.len());
+            let (taken, refused) = seqs.split_at(room.min(seqs.len()));
+            waiting.extend(taken);
+            // OK: a usize fits u64
+            pushed.lengths[lane.index()] = Some(waiting.len() as u64);
+            if !refused.is_empty() {
+                pushed.refused.push((*lane, refused.to_vec()));
+            }
         }
         // All, as each waits for lanes of its own.
         self.changed.notify_all();
-        Ok(())
+        pushed
     }
 
-    pub(super) fn push_front(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
+    pub(super) fn push_front(&self, lane: Lane, seqs: &[Seq]) {
         let mut inner = self.lock();
-        self.check_room(&inner, lane, seqs.len())?;
         for seq in seqs.iter().rev() {
             inner.lanes[lane.index()].push_front(*seq);
         }
         self.changed.notify_all();
-        Ok(())
     }
 
     pub(super) fn pop(&self, open: &[(Lane, usize)], wait: Duration) -> Option<(Lane, Vec<Seq>)> {
@@ -84,13 +87,6 @@ impl MemoryLanes {
         self.changed.notify_all();
     }
 
-    fn check_room(&self, inner: &Inner, lane: Lane, ids: usize) -> Result<(), QueueError> {
-        if ids > self.capacity.saturating_sub(inner.lanes[lane.index()].len()) {
-            return Err(QueueError::Full { lane, ids, capacity: self.capacity });
-        }
-        Ok(())
-    }
-
     /// Nothing can panic halfway through a change, so a poisoned lock guards sound lanes.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,15 +115,17 @@ mod tests {
 
             for (what, index, seqs) in steps {
                 let (lane, seqs): (Lane, Vec<Seq>) = (Lane::ALL[index], seqs.into_iter().map(Seq).collect());
-                let fits = model[index].len() + seqs.len() <= CAPACITY;
                 match what {
                     0 => {
-                        prop_assert_eq!(lanes.push(&[(lane, &seqs)]).is_ok(), fits);
-                        model[index].extend(seqs.iter().filter(|_| fits));
+                        let room = CAPACITY.saturating_sub(model[index].len());
+                        let (taken, refused) = seqs.split_at(seqs.len().min(room));
+                        let pushed = lanes.push(&[(lane, &seqs)]);
+                        prop_assert_eq!(pushed.refused.into_iter().flat_map(|(_, seqs)| seqs).collect::<Vec<Seq>>(), refused);
+                        model[index].extend(taken);
                     }
                     1 => {
-                        prop_assert_eq!(lanes.push_front(lane, &seqs).is_ok(), fits);
-                        seqs.iter().rev().filter(|_| fits).for_each(|seq| model[index].push_front(*seq));
+                        lanes.push_front(lane, &seqs);
+                        seqs.iter().rev().for_each(|seq| model[index].push_front(*seq));
                     }
                     _ => {
                         let open = [(Lane::High, 2), (lane, 1)];

@@ -37,17 +37,6 @@ pub enum QueueError {
     /// without it and try again later. Of a push, none, some or all ids may be in the lanes.
     #[error("{0}")]
     Unavailable(String),
-    /// Lanes in this process have no room for all of these ids, and took none. The rows stay in the database; dispatch
-    /// them again when the lane has drained.
-    #[error("lane {lane} has no room for {ids} more ids: it holds at most {capacity}")]
-    Full {
-        /// The lane without room.
-        lane: Lane,
-        /// How many ids it was to take.
-        ids: usize,
-        /// How many it can hold.
-        capacity: usize,
-    },
     /// The URL is wrong, or Redis refuses what Trilane asks (no permission, a key that holds something else). Waiting
     /// does not help, a person must act; go on without it meanwhile.
     #[error("{0}")]
@@ -63,7 +52,7 @@ pub enum QueueError {
 impl QueueError {
     /// Whether the same call may succeed later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self, QueueError::Unavailable(_) | QueueError::Full { .. })
+        matches!(self, QueueError::Unavailable(_))
     }
 }
 
@@ -74,6 +63,15 @@ pub struct LaneState {
     pub len: u64,
     /// The id that is popped next. `None` if the lane is empty, or if what comes next is no number.
     pub head: Option<Seq>,
+}
+
+/// What a push did.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Pushed {
+    /// How many ids each lane that was pushed to holds now, in the order of [`Lane::ALL`]; `None` for the others.
+    pub lengths: [Option<u64>; 3],
+    /// What lanes in this process had no room for: the last ids of their lane. Those in Redis take all.
+    pub refused: Vec<(Lane, Vec<Seq>)>,
 }
 
 /// The three lanes. Every method blocks, and none for long: see each for its bound.
@@ -124,8 +122,8 @@ impl Lanes {
     /// Puts `seqs` behind what waits in `lane`; they are popped in this order. One round trip for each 100,000 ids.
     ///
     /// # Errors
-    /// [`QueueError::Full`] for lanes in this process; else as every method.
-    pub fn push(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
+    /// As every method.
+    pub fn push(&self, lane: Lane, seqs: &[Seq]) -> Result<Pushed, QueueError> {
         self.push_lots(&[(lane, seqs)])
     }
 
@@ -133,21 +131,25 @@ impl Lanes {
     /// `lots`: a pop that waits would else be woken by a lower one.
     ///
     /// # Errors
-    /// As [`Lanes::push`]. [`QueueError::Full`] if one lane has no room for its ids; then no lane took any.
-    pub fn push_many(&self, lots: &[(Lane, Vec<Seq>)]) -> Result<(), QueueError> {
+    /// As every method.
+    pub fn push_many(&self, lots: &[(Lane, Vec<Seq>)]) -> Result<Pushed, QueueError> {
         let mut lots: Vec<(Lane, &[Seq])> = lots.iter().map(|(lane, seqs)| (*lane, seqs.as_slice())).collect();
         lots.sort_by_key(|(lane, _)| *lane);
         self.push_lots(&lots)
     }
 
-    /// Gives ids back: `seqs` are popped next, in this order, before what waits in `lane`.
+    /// Gives ids back: `seqs` are popped next, in this order, before what waits in `lane`. They were in it a moment ago, so they are taken
+    /// also where it has become full meanwhile.
     ///
     /// # Errors
-    /// As [`Lanes::push`].
+    /// As every method.
     pub fn push_front(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
         match &self.kind {
             Kind::Redis(lanes) => lanes.push_front(lane, seqs),
-            Kind::Memory(lanes) => lanes.push_front(lane, seqs),
+            Kind::Memory(lanes) => {
+                lanes.push_front(lane, seqs);
+                Ok(())
+            }
             #[cfg(feature = "failpoints")]
             Kind::Simulated(lanes) => lanes.push_front(lane, seqs),
         }
@@ -281,10 +283,10 @@ impl Lanes {
         }
     }
 
-    fn push_lots(&self, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
+    fn push_lots(&self, lots: &[(Lane, &[Seq])]) -> Result<Pushed, QueueError> {
         match &self.kind {
             Kind::Redis(lanes) => lanes.push(lots),
-            Kind::Memory(lanes) => lanes.push(lots),
+            Kind::Memory(lanes) => Ok(lanes.push(lots)),
             #[cfg(feature = "failpoints")]
             Kind::Simulated(lanes) => lanes.push(lots),
         }

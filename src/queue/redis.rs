@@ -17,7 +17,7 @@ use super::connection::{
     Link, Links, POOL_CONNECTIONS_MAX, POOL_IDLE_MAX, POOL_WAIT, REPLY_WAIT, Server, server_error,
 };
 use super::keys::Keys;
-use super::{LaneState, QueueError, info};
+use super::{LaneState, Pushed, QueueError, info};
 use crate::job::{Lane, Seq};
 
 /// Ids in one command. Redis runs nothing else meanwhile; this takes it well under a millisecond.
@@ -66,14 +66,14 @@ impl RedisLanes {
         self.server.address()
     }
 
-    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
-        self.send_ids("LPUSH", lots)
+    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<Pushed, QueueError> {
+        Ok(Pushed { lengths: self.send_ids("LPUSH", lots)?, refused: Vec::new() })
     }
 
     pub(super) fn push_front(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
         // The last one pushed at the popping end is popped first.
         let backwards: Vec<Seq> = seqs.iter().rev().copied().collect();
-        self.send_ids("RPUSH", &[(lane, &backwards)])
+        self.send_ids("RPUSH", &[(lane, &backwards)]).map(drop)
     }
 
     /// `open`: lanes in the order to take from, each with room for at least one id.
@@ -156,7 +156,9 @@ impl RedisLanes {
         self.foreign_entries.load(Ordering::Relaxed)
     }
 
-    fn send_ids(&self, command: &str, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
+    /// Returns the lengths that the commands answer with.
+    fn send_ids(&self, command: &str, lots: &[(Lane, &[Seq])]) -> Result<[Option<u64>; 3], QueueError> {
+        let mut lengths = [None; 3];
         let chunks: Vec<(Lane, &[Seq])> =
             lots.iter().flat_map(|(lane, seqs)| seqs.chunks(PUSH_IDS_MAX).map(|chunk| (*lane, chunk))).collect();
         for round_trip in chunks.chunks(PUSH_COMMANDS_MAX) {
@@ -167,9 +169,11 @@ impl RedisLanes {
                     commands.arg(seq.0);
                 }
             }
-            self.ask(&commands)?;
+            for ((lane, _), length) in round_trip.iter().zip(self.ask(&commands)?) {
+                lengths[lane.index()] = Some(self.read(Some(length))?);
+            }
         }
-        Ok(())
+        Ok(lengths)
     }
 
     fn pop_entries(

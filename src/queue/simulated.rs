@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::memory::MemoryLanes;
-use super::{LaneState, QueueError};
+use super::{LaneState, Pushed, QueueError};
 use crate::job::{Lane, Seq};
 
 /// What the simulated server does with the next calls.
@@ -61,12 +61,15 @@ impl SimulatedLanes {
         }
     }
 
-    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<(), QueueError> {
-        self.call(|lanes| lanes.push(lots))
+    pub(super) fn push(&self, lots: &[(Lane, &[Seq])]) -> Result<Pushed, QueueError> {
+        self.call(|lanes| Ok(lanes.push(lots)))
     }
 
     pub(super) fn push_front(&self, lane: Lane, seqs: &[Seq]) -> Result<(), QueueError> {
-        self.call(|lanes| lanes.push_front(lane, seqs))
+        self.call(|lanes| {
+            lanes.push_front(lane, seqs);
+            Ok(())
+        })
     }
 
     pub(super) fn pop(&self, open: &[(Lane, usize)]) -> Result<Option<(Lane, Vec<Seq>)>, QueueError> {

@@ -88,21 +88,63 @@ impl Store {
         horizon: Duration,
         count: usize,
     ) -> Result<Dispatched, StoreError> {
-        let count = count.min(BATCH_MAX);
-        let lane = Param::Text(lane.as_str());
         // An idle replica asks one plain question, and opens no transaction for it.
-        if self.read(|session| waiting(session, "due", &[lane, Param::Int(millis(horizon)), limit(1)]))?.seen == 0 {
-            return Ok(Dispatched::default());
+        if self.is_due_within(lane, horizon)? {
+            self.dispatch_more(lane, replica, horizon, count)
+        } else {
+            Ok(Dispatched::default())
         }
+    }
+
+    /// [`Store::dispatch`] where it is known that something is due.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn dispatch_more(
+        &self,
+        lane: Lane,
+        replica: ReplicaId,
+        horizon: Duration,
+        count: usize,
+    ) -> Result<Dispatched, StoreError> {
         self.write(|session| {
-            let params = [lane, Param::Int(millis(horizon)), limit(count)];
+            let params = [Param::Text(lane.as_str()), Param::Int(millis(horizon)), limit(count.min(BATCH_MAX))];
             let waiting = waiting(session, "due", &params)?;
             let due = mark_dispatched(session, &waiting.regular, replica)?;
             Ok(Dispatched { due, odd: waiting.odd, seen: waiting.seen })
         })
     }
 
-    /// Gives up jobs that cannot be dispatched: status `failed`, one dead letter each.
+    /// Whether a job of a lane is due that was not dispatched.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn is_due(&self, lane: Lane) -> Result<bool, StoreError> {
+        self.is_due_within(lane, Duration::ZERO)
+    }
+
+    fn is_due_within(&self, lane: Lane, horizon: Duration) -> Result<bool, StoreError> {
+        let params = [Param::Text(lane.as_str()), Param::Int(millis(horizon)), limit(1)];
+        Ok(self.read(|session| waiting(session, "due", &params))?.seen > 0)
+    }
+
+    /// In how many milliseconds the first job of a lane is due that was not dispatched; zero where it is overdue.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn next_due(&self, lane: Lane) -> Result<Option<u64>, StoreError> {
+        self.read(|session| {
+            let mut ms = None;
+            session.query("next_due", &[Param::Text(lane.as_str())], |row| {
+                ms = Some(row.int(1)?.max(0).unsigned_abs());
+                Ok(())
+            })?;
+            Ok(ms)
+        })
+    }
+
+    /// Gives up jobs that cannot be dispatched: status `failed`, one dead letter each. One that has ended already, as plain SQL may have
+    /// written it, is only taken off the list of what waits.
     ///
     /// # Errors
     /// As every call of the store.
@@ -121,7 +163,7 @@ impl Store {
                         super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
                     super::outcome::add_letters(session, &[letter])?;
                 }
-                Ok(())
+                session.execute("set_aside", &[Param::Text(&list)])
             })
         })
     }

@@ -34,7 +34,7 @@ pub use outcome::{Accepted, Cancelled, Outcome, Released, Revived};
 pub use pool::installed_drivers;
 pub use prune::Pruned;
 pub use read::{DeadLetterFilter, JobFilter};
-pub use submit::{Idempotency, KeyTaken, Stored, Submitted};
+pub use submit::{Horizon, Idempotency, KeyTaken, Stored, Submitted};
 
 use pool::{Connector, Loan, Pool};
 use session::Session;

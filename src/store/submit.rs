@@ -1,6 +1,7 @@
 //! Storing new jobs: many in one statement, with unique keys and idempotency keys in the same transaction.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
 use super::{BATCH_MAX, Dialect, Store, StoreError, keys, millis, time};
 use crate::clock::Timestamp;
-use crate::job::{NewJob, ReplicaId, Seq, Start};
+use crate::job::{Lane, NewJob, ReplicaId, Seq, Start};
 
 /// Payload that one statement stores at most, in bytes of UTF-8: FreeTDS sends up to 8,189,952 UTF-16 units, and as JSON a payload may
 /// grow to twice its length and more.
@@ -22,6 +23,25 @@ pub struct Idempotency {
     pub key: String,
     /// SHA-256 of the request's body.
     pub request_hash: [u8; 32],
+}
+
+/// How far ahead of its `RunAt` a job that is stored counts as dispatched, for each lane in the order of [`Lane::ALL`]; `None`: not at all, it
+/// waits in the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizon(pub [Option<Duration>; 3]);
+
+impl Horizon {
+    /// That of one lane.
+    pub fn of(&self, lane: Lane) -> Option<Duration> {
+        self.0[lane.index()]
+    }
+}
+
+/// All lanes alike, in milliseconds.
+impl From<Option<u64>> for Horizon {
+    fn from(ms: Option<u64>) -> Horizon {
+        Horizon([ms.map(Duration::from_millis); 3])
+    }
 }
 
 /// A job that was just stored.
@@ -65,6 +85,7 @@ struct JobRow<'a> {
     max_retries: u32,
     at_ms: Option<i64>,
     delay_ms: Option<i64>,
+    horizon_ms: Option<i64>,
     timeout_ms: Option<i64>,
     unique_key: Option<Text<'a>>,
 }
@@ -79,8 +100,8 @@ enum Kept {
 }
 
 impl Store {
-    /// Stores jobs in one transaction; those due within `horizon_ms` count as dispatched by `replica`, which must push their ids when
-    /// they are due. With no horizon none is dispatched.
+    /// Stores jobs in one transaction; those due within the `horizon` of their lane count as dispatched by `replica`, which must push their ids when
+    /// they are due.
     ///
     /// Returns one result for each job, in their order.
     ///
@@ -90,16 +111,17 @@ impl Store {
         &self,
         jobs: &[&NewJob],
         replica: ReplicaId,
-        horizon_ms: Option<u64>,
+        horizon: impl Into<Horizon>,
     ) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
+        let horizon = horizon.into();
         let is_one_statement = batches(jobs).len() <= 1 && jobs.iter().all(|job| job.unique_key.is_none());
         if is_one_statement && self.dialect != Dialect::Sqlite {
             let free: Vec<Result<&NewJob, KeyTaken>> = jobs.iter().map(|job| Ok(*job)).collect();
-            return self.write_one(|session| insert(session, &free, replica, horizon_ms));
+            return self.write_one(|session| insert(session, &free, replica, horizon));
         }
         self.write(|session| {
             let free = take_keys(session, jobs)?;
-            insert(session, &free, replica, horizon_ms)
+            insert(session, &free, replica, horizon)
         })
     }
 
@@ -112,8 +134,9 @@ impl Store {
         jobs: &[&NewJob],
         idempotency: &Idempotency,
         replica: ReplicaId,
-        horizon_ms: Option<u64>,
+        horizon: impl Into<Horizon>,
     ) -> Result<Submitted, StoreError> {
+        let horizon = horizon.into();
         let hash = hex(&idempotency.request_hash);
         if let Some(before) = self.submitted_before(&idempotency.key, &hash)? {
             return Ok(before);
@@ -132,7 +155,7 @@ impl Store {
                 "idempotency_add",
                 &[Param::Text(&idempotency.key), Param::Text(&hash), Param::Text(&results)],
             )?;
-            insert(session, &free, replica, horizon_ms)
+            insert(session, &free, replica, horizon)
         });
         match now {
             Ok(results) => Ok(Submitted::Now(results)),
@@ -190,16 +213,16 @@ fn insert(
     session: &mut Session,
     jobs: &[Result<&NewJob, KeyTaken>],
     replica: ReplicaId,
-    horizon_ms: Option<u64>,
+    horizon: Horizon,
 ) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
     let free: Vec<&NewJob> = jobs.iter().filter_map(|job| job.as_ref().ok().copied()).collect();
     let mut stored: HashMap<Uuid, Stored> = HashMap::with_capacity(free.len());
-    let horizon_ms = horizon_ms.and_then(|ms| i64::try_from(ms).ok());
     for jobs in batches(&free) {
         let mut texts = Texts::of(session);
-        let rows: Vec<JobRow<'_>> = jobs.iter().enumerate().map(|(n, job)| job_row(n, job, &mut texts)).collect();
+        let rows: Vec<JobRow<'_>> =
+            jobs.iter().enumerate().map(|(n, job)| job_row(n, job, horizon, &mut texts)).collect();
         let batch = texts.batch(&rows)?;
-        let params = batch.params_and(&[Param::Int(replica.0), Param::MaybeInt(horizon_ms)]);
+        let params = batch.params_and(&[Param::Int(replica.0)]);
         session.change("submit", &params, &[batch.rows()], |row| {
             let (seq, id) = (Seq(row.int(1)?), uuid(&row.text(2)?)?);
             let (created_at, run_at) = (time(row.int(3)?), time(row.int(4)?));
@@ -234,7 +257,7 @@ fn batches<'a, 'j>(jobs: &'a [&'j NewJob]) -> Vec<&'a [&'j NewJob]> {
     batches
 }
 
-fn job_row<'a>(n: usize, job: &'a NewJob, texts: &mut Texts) -> JobRow<'a> {
+fn job_row<'a>(n: usize, job: &'a NewJob, horizon: Horizon, texts: &mut Texts) -> JobRow<'a> {
     let (at_ms, delay_ms) = match job.start {
         Start::Now => (None, None),
         Start::At(time) => (Some(time.as_millis()), None),
@@ -249,6 +272,7 @@ fn job_row<'a>(n: usize, job: &'a NewJob, texts: &mut Texts) -> JobRow<'a> {
         max_retries: job.max_retries,
         at_ms,
         delay_ms,
+        horizon_ms: horizon.of(job.lane).map(millis),
         timeout_ms: job.timeout.map(millis),
         unique_key: job.unique_key.as_deref().map(|key| texts.put(key)),
     }

@@ -79,7 +79,7 @@ pub struct Feeder {
     pub held: Arc<Held>,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// Asked for a tick when a lane runs dry though more is due.
+    /// Asked for a refill when a lane runs dry though more is due.
     pub ticker: Ticker,
     /// To the workers.
     pub channels: [Sender<ClaimedJob>; 3],
@@ -105,7 +105,7 @@ impl Feeder {
 
     fn hand_out(&mut self, popped: Popped) {
         if popped.drained {
-            self.ticker.tick_now();
+            self.ticker.refill_now();
         }
         let Some(valid_until) = popped.valid_until else { return };
         // A claim that got nothing leaves a lease without jobs, to be removed.

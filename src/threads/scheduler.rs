@@ -4,8 +4,9 @@
 //! 2. Every second (where the lanes are in Redis) looks whether Redis is there and still has its data.
 //! 3. Every tick, and whenever woken: makes regular what plain SQL inserted, ends leases that ran out, takes over from dead replicas,
 //!    recalls lost ids, and dispatches all that is due before the next tick. So one query in two minutes serves every delay.
-//! 4. With the starvation guard on, promotes what has waited too long.
-//! 5. Once an hour deletes what ended longer ago than the retention.
+//! 4. Every 100 ms fills up lanes that are cut and have drained to half; dispatches in time what the timers had no room for.
+//! 5. With the starvation guard on, promotes what has waited too long.
+//! 6. Once an hour deletes what ended longer ago than the retention.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,11 @@ use crate::wake::left_until;
 
 /// How often Redis is looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// How often a lane that is cut is looked at: at 50,000 jobs a second a lane of 100,000 that is seen at half lasts ten times as long.
+const REFILL_EVERY: Duration = Duration::from_millis(100);
+/// The least time between two looks at the table for jobs that the timers had no room for; they are looked for this much before they are due,
+/// and more.
+const MISSED_EVERY: Duration = Duration::from_millis(50);
 /// How often the table is searched for ids that Redis had, while it is away.
 const AWAY_TICK: Duration = Duration::from_secs(15);
 /// How often ended jobs are deleted.
@@ -33,22 +39,29 @@ const PRUNE_FIRST: Duration = Duration::from_mins(1);
 /// Pages of one deletion round; the rest follows in the next, so that dispatch is never held up for long.
 const PRUNE_PAGES_MAX: usize = 20;
 
-/// Asks the scheduler for a tick now; cheap to clone.
+/// Asks the scheduler for a tick or a refill now; cheap to clone.
 #[derive(Clone)]
 pub struct Ticker {
     lifecycle: Arc<Lifecycle>,
     asked: Arc<AtomicBool>,
+    refill_asked: Arc<AtomicBool>,
 }
 
 impl Ticker {
     /// A ticker for the scheduler of this lifecycle.
     pub fn new(lifecycle: Arc<Lifecycle>) -> Ticker {
-        Ticker { lifecycle, asked: Arc::default() }
+        Ticker { lifecycle, asked: Arc::default(), refill_asked: Arc::default() }
     }
 
     /// The scheduler ticks as soon as it can; does not wait for it.
     pub fn tick_now(&self) {
         self.asked.store(true, Ordering::Release);
+        self.lifecycle.timers().wake().wake();
+    }
+
+    /// The scheduler refills the lanes that are cut as soon as it can; does not wait for it.
+    pub fn refill_now(&self) {
+        self.refill_asked.store(true, Ordering::Release);
         self.lifecycle.timers().wake().wake();
     }
 }
@@ -67,6 +80,8 @@ pub struct Scheduler {
     next_guard: Instant,
     next_tick: Instant,
     next_watch: Instant,
+    next_refill: Instant,
+    next_missed: Instant,
     next_prune: Instant,
     prune_after: Option<Seq>,
     is_first: bool,
@@ -95,6 +110,8 @@ impl Scheduler {
             next_guard: now,
             next_tick: now,
             next_watch: now,
+            next_refill: now,
+            next_missed: now,
             next_prune: now + PRUNE_FIRST.mul_f64(0.5 + random::unit() / 2.0),
             prune_after: None,
             is_first: true,
@@ -102,9 +119,9 @@ impl Scheduler {
         }
     }
 
-    /// Whether the lanes have to be looked at again and again: those in this process do not change behind its back, but run dry.
+    /// Whether the lanes have to be looked at again and again: those in this process do not change behind its back.
     fn watches(&self) -> bool {
-        self.lifecycle.policy().lanes_are_shared || self.is_first || self.lifecycle.is_cut()
+        self.lifecycle.policy().lanes_are_shared || self.is_first
     }
 
     fn tick(&mut self) -> Result<(), StoreError> {
@@ -114,10 +131,21 @@ impl Scheduler {
         let recovered = lifecycle.take_over_from_dead().and_then(|()| lifecycle.recall_lost(self.is_first));
         let regular = lifecycle.regularise();
         // Whatever went wrong before: what is due and well is to run.
-        lifecycle.dispatch(|| {
-            lifecycle.push_due_timers(Instant::now());
-        })?;
+        lifecycle.dispatch()?;
         expired.map(drop).and(recovered).and(regular)
+    }
+
+    /// Fills up lanes that were cut, and dispatches what the timers had no room for before it is due.
+    fn refill_and_catch_up(&mut self, now: Instant) -> Result<(), StoreError> {
+        if self.ticker.refill_asked.swap(false, Ordering::AcqRel) || now >= self.next_refill {
+            self.next_refill = now + REFILL_EVERY;
+            self.lifecycle.refill()?;
+        }
+        if now >= self.next_missed && self.lifecycle.next_missed().is_some_and(|at| now >= at) {
+            self.next_missed = now + MISSED_EVERY;
+            self.lifecycle.dispatch()?;
+        }
+        Ok(())
     }
 
     fn verdict_on(&self, job: &Expired) -> Verdict {
@@ -155,7 +183,8 @@ impl Duty for Scheduler {
         let mut tick = self.ticker.asked.swap(false, Ordering::AcqRel) || now >= self.next_tick;
         if self.watches() && now >= self.next_watch {
             self.next_watch = now + WATCH_EVERY;
-            tick |= self.lifecycle.watch_lanes()? | self.lifecycle.runs_dry();
+            tick |= self.lifecycle.watch_lanes()?;
+            self.lifecycle.notice_cuts()?;
         }
         // Whoever noticed it first: what was in Redis has to be found in the table, and the other way round.
         tick |= self.lifecycle.lanes_are_away() != self.was_away;
@@ -173,6 +202,7 @@ impl Duty for Scheduler {
             self.next_tick = now + pause.min(self.lifecycle.policy().tick);
             self.is_first = false;
         }
+        self.refill_and_catch_up(now)?;
         if let Some(limit) = self.starvation.filter(|_| now >= self.next_guard) {
             self.next_guard = now + limit / GUARD_ROUNDS;
             self.lifecycle.promote_starved(limit)?;
@@ -184,6 +214,12 @@ impl Duty for Scheduler {
         let mut next = self.next_tick.min(self.next_prune);
         if self.watches() {
             next = next.min(self.next_watch);
+        }
+        if self.lifecycle.is_cut() {
+            next = next.min(self.next_refill);
+        }
+        if let Some(missed) = self.lifecycle.next_missed() {
+            next = next.min(missed.max(self.next_missed));
         }
         if self.starvation.is_some() {
             next = next.min(self.next_guard);

@@ -23,6 +23,7 @@ mod upstream;
 mod busy;
 mod cli;
 mod crash;
+mod cut;
 mod database_faults;
 mod faults;
 mod handler_faults;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use trilane::job::{Lane, Seq};
-use trilane::queue::{LaneState, Lanes, POP_IDS_MAX, QueueError};
+use trilane::queue::{LaneState, Lanes, POP_IDS_MAX, Pushed};
 
 use super::{NO_WAIT, WAIT, WAKE_MAX, every_lane, pop_all, pop_while, seqs};
 
@@ -32,6 +32,7 @@ for_every_kind! {
     a_pop_waits_as_long_as_it_was_told
     ids_given_back_are_popped_next_in_their_order
     a_push_of_nothing_changes_nothing
+    a_push_tells_how_long_its_lanes_are_now
     the_state_shows_lengths_and_next_ids
     the_state_of_an_empty_lane_has_no_head
     an_epoch_begins_once_among_many_who_try
@@ -108,7 +109,7 @@ fn a_pop_that_waits_wakes_when_an_id_comes(lanes: &Lanes) {
     lanes.pop(&every_lane(5), NO_WAIT).expect("popped");
 
     for lane in Lane::ALL {
-        let (popped, woken_after) = pop_while(lanes, || lanes.push(lane, &[Seq(7)]).expect("pushed"));
+        let (popped, woken_after) = pop_while(lanes, || drop(lanes.push(lane, &[Seq(7)]).expect("pushed")));
 
         assert_eq!(popped, Some((lane, vec![Seq(7)])));
         assert!(woken_after < WAKE_MAX, "woken after {woken_after:?}");
@@ -118,7 +119,7 @@ fn a_pop_that_waits_wakes_when_an_id_comes(lanes: &Lanes) {
 fn a_pop_that_waits_takes_the_highest_of_a_push_of_many(lanes: &Lanes) {
     let lots = [(Lane::Low, seqs(1..=3)), (Lane::High, seqs(4..=6))];
 
-    let (popped, _) = pop_while(lanes, || lanes.push_many(&lots).expect("pushed"));
+    let (popped, _) = pop_while(lanes, || drop(lanes.push_many(&lots).expect("pushed")));
 
     let (lane, ids) = popped.expect("something");
     assert_eq!((lane, ids[0]), (Lane::High, Seq(4)));
@@ -145,6 +146,14 @@ fn ids_given_back_are_popped_next_in_their_order(lanes: &Lanes) {
     lanes.push_front(Lane::High, &[taken, more].concat()).expect("given back");
 
     assert_eq!(pop_all(lanes), seqs(1..=2_600));
+}
+
+fn a_push_tells_how_long_its_lanes_are_now(lanes: &Lanes) {
+    lanes.push(Lane::Low, &seqs(1..=2_000)).expect("pushed");
+
+    let pushed = lanes.push_many(&[(Lane::High, seqs(1..=1)), (Lane::Low, seqs(5..=9))]);
+
+    assert_eq!(pushed, Ok(Pushed { lengths: [Some(1), None, Some(2_005)], refused: Vec::new() }));
 }
 
 fn a_push_of_nothing_changes_nothing(lanes: &Lanes) {
@@ -255,21 +264,16 @@ fn lanes_answer_and_have_no_complaint(lanes: &Lanes) {
 }
 
 #[test]
-fn memory_without_room_for_all_takes_none() {
+fn memory_takes_lane_by_lane_what_it_has_room_for_and_names_the_rest() {
     let lanes = Lanes::memory(3);
     lanes.push(Lane::Low, &seqs(1..=2)).expect("pushed");
 
-    let refusals = [
-        lanes.push(Lane::Low, &seqs(3..=4)),
-        lanes.push_front(Lane::Low, &seqs(3..=4)),
-        lanes.push_many(&[(Lane::High, seqs(5..=5)), (Lane::Low, seqs(3..=3)), (Lane::Low, seqs(4..=4))]),
-    ];
+    let pushed = lanes.push_many(&[(Lane::High, seqs(5..=5)), (Lane::Low, seqs(3..=4)), (Lane::Low, seqs(6..=6))]);
 
-    for refusal in refusals {
-        assert_eq!(refusal, Err(QueueError::Full { lane: Lane::Low, ids: 2, capacity: 3 }));
-    }
-    assert_eq!(lanes.state().expect("state").map(|lane| lane.len), [0, 0, 2]);
-    lanes.push(Lane::Low, &seqs(3..=3)).expect("one has room");
+    let refused = vec![(Lane::Low, seqs(4..=4)), (Lane::Low, seqs(6..=6))];
+    assert_eq!(pushed, Ok(Pushed { lengths: [Some(1), None, Some(3)], refused }));
+    lanes.push_front(Lane::Low, &seqs(9..=9)).expect("what came out goes back in, room or not");
+    assert_eq!(pop_all(&lanes), seqs(5..=5).into_iter().chain(seqs(9..=9)).chain(seqs(1..=3)).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,0 +1,188 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::job::{Lane, NewJob, ReplicaId, Seq, Start};
+use crate::store::Options;
+
+/// A lifecycle on a store of its own; its lanes are in this process, but it takes them for shared ones.
+struct Fixture {
+    lifecycle: Lifecycle,
+    folder: PathBuf,
+}
+
+impl Fixture {
+    fn new(lane_buffer_max: usize, capacity: usize) -> Fixture {
+        let folder = std::env::temp_dir().join(format!("trilane-{}", Uuid::new_v4()));
+        std::fs::create_dir(&folder).expect("a folder for the test");
+        let connection_string = Store::sqlite_connection_string(&folder.join("test.db"));
+        let store = Store::open(&Options { connection_string, connections_max: 4, wait: Duration::from_secs(20) });
+        let store = store.expect("the store opens");
+        store.migrate().expect("the schema is made");
+        let policy = Policy {
+            replica: ReplicaId(41),
+            replica_name: "test".to_owned(),
+            tick: Duration::from_mins(2),
+            lease: Duration::from_secs(30),
+            lane_buffer_max,
+            lanes_are_shared: true,
+            has_lanes: true,
+        };
+        Fixture { lifecycle: Lifecycle::new(store, Lanes::memory(capacity), policy), folder }
+    }
+
+    fn submit(&self, jobs: &[NewJob]) -> Vec<Seq> {
+        let jobs: Vec<&NewJob> = jobs.iter().collect();
+        let results = self.lifecycle.submit(&jobs).expect("stored");
+        results.into_iter().map(|result| result.expect("no key").seq).collect()
+    }
+
+    fn pop(&self, lane: Lane, count: usize) -> Vec<Seq> {
+        let popped = self.lifecycle.lanes.pop(&[(lane, count)], Duration::ZERO).expect("popped");
+        popped.map(|(_, seqs)| seqs).unwrap_or_default()
+    }
+
+    fn length(&self, lane: Lane) -> u64 {
+        self.lifecycle.lane_lengths().expect("they answer")[lane.index()]
+    }
+
+    /// What waits in the table, up to `within` from now.
+    fn undispatched(&self, lane: Lane, within: Duration) -> Vec<Seq> {
+        let found = self.lifecycle.store.dispatch(lane, ReplicaId(1), within, 1_000).expect("dispatched");
+        let seqs: Vec<Seq> = found.due.iter().map(|due| due.seq).collect();
+        self.lifecycle.store.recall(&seqs).expect("recalled");
+        seqs
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn jobs(count: usize, lane: Lane) -> Vec<NewJob> {
+    (0..count).map(|_| NewJob { lane, ..NewJob::new("x", "{}") }).collect()
+}
+
+fn delayed(lane: Lane, delay: Duration) -> NewJob {
+    NewJob { lane, start: Start::After(delay), ..NewJob::new("x", "{}") }
+}
+
+#[test]
+fn what_is_submitted_to_a_full_lane_waits_in_the_table_and_follows_in_order_when_it_is_half_empty() {
+    let fixture = Fixture::new(10, 100);
+    let first = fixture.submit(&jobs(12, Lane::Low));
+
+    let mixed = fixture.submit(&[jobs(3, Lane::Low), jobs(1, Lane::High), jobs(2, Lane::Low)].concat());
+
+    assert_eq!((fixture.length(Lane::Low), fixture.length(Lane::High)), (12, 1), "the high lane is not cut");
+    let mut popped = fixture.pop(Lane::Low, 6);
+    fixture.lifecycle.refill().expect("refilled");
+    assert_eq!(fixture.length(Lane::Low), 6, "more than half");
+    popped.extend(fixture.pop(Lane::Low, 1));
+    fixture.lifecycle.refill().expect("refilled");
+    assert_eq!(fixture.length(Lane::Low), 10, "filled up to its limit");
+    assert!(fixture.lifecycle.is_cut(), "it is full, whether more waits or not");
+    popped.extend(fixture.pop(Lane::Low, 100));
+    fixture.lifecycle.refill().expect("refilled");
+
+    let low = mixed.iter().enumerate().filter(|(n, _)| *n != 3).map(|(_, seq)| *seq);
+    assert_eq!(popped, first.into_iter().chain(low).collect::<Vec<_>>());
+    assert!(!fixture.lifecycle.is_cut());
+    fixture.submit(&jobs(1, Lane::Low));
+    assert_eq!(fixture.length(Lane::Low), 1, "pushed at once again");
+}
+
+#[test]
+fn a_backlog_in_the_table_goes_before_what_is_submitted_while_it_is_there() {
+    let fixture = Fixture::new(10, 100);
+    let new = jobs(25, Lane::Low);
+    let new: Vec<&NewJob> = new.iter().collect();
+    let stored = fixture.lifecycle.store.submit(&new, ReplicaId(1), None).expect("stored");
+    let backlog: Vec<Seq> = stored.into_iter().map(|stored| stored.expect("no key").seq).collect();
+    fixture.lifecycle.dispatch().expect("dispatched");
+
+    let late = fixture.submit(&jobs(5, Lane::Low));
+
+    let mut popped = Vec::new();
+    while popped.len() < 30 {
+        assert!(fixture.length(Lane::Low) <= 10);
+        popped.extend(fixture.pop(Lane::Low, 4));
+        fixture.lifecycle.refill().expect("refilled");
+    }
+    assert_eq!(popped, [backlog, late].concat());
+}
+
+#[test]
+fn a_lane_that_another_replica_has_cut_is_noticed_by_its_length_and_the_table() {
+    let fixture = Fixture::new(10, 100);
+    let new = jobs(1, Lane::Low);
+    fixture.lifecycle.store.submit(&[&new[0]], ReplicaId(1), None).expect("stored");
+    let push = |count| fixture.lifecycle.lanes.push(Lane::Low, &vec![Seq(900); count]).expect("pushed");
+
+    push(5);
+    fixture.lifecycle.notice_cuts().expect("looked");
+    assert!(!fixture.lifecycle.is_cut(), "half full: who has cut it refills it");
+    push(1);
+    fixture.lifecycle.notice_cuts().expect("looked");
+    assert!(fixture.lifecycle.cut.is_on(Lane::Low));
+
+    let full = Fixture::new(10, 100);
+    full.lifecycle.lanes.push(Lane::High, &[Seq(900); 9]).expect("pushed");
+    full.lifecycle.notice_cuts().expect("looked");
+    assert!(!full.lifecycle.is_cut(), "nothing waits in the table");
+    full.lifecycle.lanes.push(Lane::High, &[Seq(900)]).expect("pushed");
+    full.lifecycle.notice_cuts().expect("looked");
+    assert!(full.lifecycle.cut.is_on(Lane::High));
+}
+
+#[test]
+fn lanes_without_room_leave_the_rest_to_the_table_and_the_other_lanes_alone() {
+    let fixture = Fixture::new(10, 3);
+
+    let seqs = fixture.submit(&[jobs(5, Lane::Low), jobs(1, Lane::High)].concat());
+
+    assert_eq!((fixture.length(Lane::Low), fixture.length(Lane::High)), (3, 1));
+    assert_eq!(fixture.undispatched(Lane::Low, Duration::ZERO), seqs[3..5]);
+    assert!(fixture.lifecycle.cut.is_on(Lane::Low) && !fixture.lifecycle.cut.is_on(Lane::High));
+}
+
+#[test]
+fn ids_that_come_due_for_a_cut_lane_wait_in_the_table_for_their_turn() {
+    let fixture = Fixture::new(10, 100);
+    let minute = Duration::from_mins(1);
+    let later = fixture.submit(&[delayed(Lane::Low, minute), delayed(Lane::Low, minute), delayed(Lane::High, minute)]);
+    fixture.submit(&jobs(10, Lane::Low));
+
+    fixture.lifecycle.push_due_timers(Instant::now() + minute);
+
+    assert_eq!((fixture.length(Lane::Low), fixture.length(Lane::High)), (10, 1));
+    assert_eq!(fixture.undispatched(Lane::Low, 2 * minute), later[..2]);
+    assert!(fixture.lifecycle.timers.is_empty());
+}
+
+#[test]
+fn a_job_that_full_timers_do_not_take_is_dispatched_before_it_is_due() {
+    let mut fixture = Fixture::new(10, 100);
+    fixture.lifecycle.timers = Timers::with_room(2);
+    fixture.submit(&[delayed(Lane::Low, Duration::from_mins(1)), delayed(Lane::Low, Duration::from_mins(1))]);
+    assert_eq!(fixture.lifecycle.next_missed(), None);
+    let delay = Duration::from_millis(1_500);
+    let (from, until) = (Instant::now(), delay + Duration::from_secs(20));
+    fixture.submit(&[delayed(Lane::High, delay)]);
+
+    let look_at = fixture.lifecycle.next_missed().expect("it was missed");
+    assert_eq!(fixture.lifecycle.timers.len(), 2, "no room");
+    assert!(look_at >= from && look_at <= from + until, "{:?}", look_at - from);
+    // Too early, for the sake of the test: the look itself finds out when the next is due.
+    fixture.lifecycle.dispatch().expect("dispatched");
+    let look_at = fixture.lifecycle.next_missed().expect("it is still missed");
+    std::thread::sleep(look_at.saturating_duration_since(Instant::now()));
+    fixture.lifecycle.dispatch().expect("dispatched");
+    while fixture.length(Lane::High) == 0 {
+        assert!(from.elapsed() < until, "it is pushed when it is due");
+        fixture.lifecycle.push_due_timers(Instant::now());
+    }
+
+    assert!(from.elapsed() + Duration::from_millis(50) >= delay, "not before");
+}
