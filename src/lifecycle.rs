@@ -29,7 +29,7 @@ pub use timers::Timers;
 
 use crate::job::{ReplicaId, Token};
 use crate::queue::Lanes;
-use crate::store::{BATCH_MAX, Cancelled, Revived, Store, StoreError};
+use crate::store::{Cancelled, Revived, Store, StoreError, Sweep};
 
 /// A replica that has not been seen for this long is dead: three beats missed.
 pub const REPLICA_DEAD_AFTER: Duration = Duration::from_mins(1);
@@ -67,6 +67,8 @@ pub struct Lifecycle {
     // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
     no_expiry_before: Mutex<Instant>,
     cut: Cut,
+    // The search for lost ids that goes on, one for each lane at most.
+    sweeps: Mutex<Vec<Sweep>>,
     // The epoch that this replica has begun, or tried to, and whose recall is not done yet.
     new_epoch: Mutex<Option<String>>,
 }
@@ -85,6 +87,7 @@ impl Lifecycle {
             leases_expired: AtomicBool::new(true),
             replicas_dead: AtomicBool::new(true),
             cut: Cut::default(),
+            sweeps: Mutex::default(),
             new_epoch: Mutex::new(None),
         }
     }
@@ -161,7 +164,7 @@ impl Lifecycle {
     /// As every call of the store; then the other replicas find out by themselves that it is dead.
     pub fn leave(&self, ended: &[Token]) -> Result<(), StoreError> {
         self.store.end_leases(ended)?;
-        while self.store.recall_with_replica(REPLICA_DEAD_AFTER, Some(self.policy.replica))? == BATCH_MAX {}
+        self.store.recall_with_replica(REPLICA_DEAD_AFTER, Some(self.policy.replica), || ())?;
         self.store.forget_replica(self.policy.replica)
     }
 }

@@ -5,7 +5,7 @@
 #[path = "support/stores.rs"]
 mod stores;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use stores::{TestStore, dialects, execute, execute_all, number, on_every_dialect};
@@ -71,6 +71,35 @@ fn retry(delay: Duration) -> Verdict {
 
 fn bury() -> Verdict {
     Verdict::Bury { reason: "address refused \u{1F980} \0 \"quoted\"".into() }
+}
+
+/// Searches one lane for lost ids; those above it are taken for empty. Returns how many were given back.
+fn recall_lost(store: &Store, lane: Lane, head: Option<Seq>, grace: Duration, deep: bool) -> usize {
+    let heads = Lane::ALL.map(|of| head.filter(|_| of == lane));
+    let mut recalled = 0;
+    for mut sweep in store.begin_sweep(heads, grace, deep).expect("begun") {
+        while sweep.lane() == lane && !sweep.is_done() {
+            recalled += store.sweep(&mut sweep).expect("searched");
+            store.swept(&sweep).expect("noted");
+        }
+    }
+    recalled
+}
+
+fn recall_with_replica(store: &Store, stopping: Option<ReplicaId>) -> usize {
+    store.recall_with_replica(Duration::from_mins(1), stopping, || ()).expect("recalled")
+}
+
+/// Moves the dispatch of jobs into the past, as if their transaction had been long.
+fn dispatch_earlier(connection_string: &str, dialect: Dialect, seqs: &[Seq], seconds: i64) {
+    let seqs: Vec<String> = seqs.iter().map(|seq| seq.0.to_string()).collect();
+    let earlier = match dialect {
+        Dialect::Mssql => format!("DATEADD(second, -{seconds}, DispatchedAt)"),
+        Dialect::Postgres => format!("DispatchedAt - interval '{seconds} seconds'"),
+        Dialect::Sqlite => format!("DispatchedAt - {seconds} * 1000"),
+    };
+    let list = seqs.join(",");
+    execute(connection_string, &format!("UPDATE Jobs SET DispatchedAt = {earlier} WHERE Seq IN ({list})"));
 }
 
 fn status(store: &Store, id: Uuid) -> Status {
@@ -728,22 +757,14 @@ fn an_id_lost_on_its_way_is_dispatched_again_and_one_behind_the_head_is_not() {
         std::thread::sleep(Duration::from_millis(20)); // OK: as above
         let behind = submit_one(store, NewJob::new("x", "{}"));
 
-        let recalled = store.recall_lost(Lane::Medium, Some(head.seq), Duration::ZERO, false).expect("recalled");
+        let recalled = recall_lost(store, Lane::Medium, Some(head.seq), Duration::ZERO, false);
 
         assert_eq!(recalled, 1);
         assert_eq!(store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due[0].seq, lost.seq);
-        assert_eq!(
-            store.recall_lost(Lane::Medium, None, Duration::from_mins(1), false).expect("recalled"),
-            0,
-            "the grace"
-        );
+        assert_eq!(recall_lost(store, Lane::Medium, None, Duration::from_mins(1), false), 0, "the grace");
         std::thread::sleep(Duration::from_millis(20)); // OK: as above
-        assert_eq!(
-            store.recall_lost(Lane::Medium, None, Duration::ZERO, false).expect("recalled"),
-            3,
-            "the lane is empty"
-        );
-        assert_eq!(store.recall_lost(Lane::High, None, Duration::ZERO, false).expect("recalled"), 0, "another lane");
+        assert_eq!(recall_lost(store, Lane::Medium, None, Duration::ZERO, false), 3, "the lane is empty");
+        assert_eq!(recall_lost(store, Lane::High, None, Duration::ZERO, false), 0, "another lane");
         let due = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due;
         assert_eq!(due.iter().map(|due| due.seq).collect::<Vec<_>>(), [lost.seq, head.seq, behind.seq]);
     });
@@ -757,14 +778,105 @@ fn a_head_that_was_given_back_itself_tells_nothing_of_what_is_behind_it() {
         store.recall(&[head.seq]).expect("recalled");
         std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
 
-        let recalled = store.recall_lost(Lane::Medium, Some(head.seq), Duration::ZERO, false).expect("recalled");
+        let recalled = recall_lost(store, Lane::Medium, Some(head.seq), Duration::ZERO, false);
 
         assert_eq!(recalled, 0);
     });
 }
 
 #[test]
-fn a_job_is_starved_when_it_has_been_due_for_longer_than_the_limit() {
+fn a_head_that_was_released_tells_nothing_of_what_was_dispatched_before_it() {
+    on_every_dialect(|store| {
+        let stored = submit(store, &jobs(5, Lane::Medium));
+        let claimed = claim_one(store, stored[0]);
+        std::thread::sleep(Duration::from_millis(20)); // OK: the release must be later than the dispatch
+        store.release(&[(claimed.seq, claimed.token)], REPLICA).expect("released");
+
+        assert_eq!(recall_lost(store, Lane::Medium, Some(claimed.seq), Duration::ZERO, false), 0);
+
+        std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
+        assert_eq!(
+            recall_lost(store, Lane::Medium, None, Duration::ZERO, false),
+            5,
+            "the released one can be lost too"
+        );
+    });
+}
+
+#[test]
+fn lost_ids_are_found_page_by_page_however_many_share_a_moment() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        let store = &fresh.store;
+        store.migrate().expect("migrated");
+        let seqs: Vec<Seq> = submit(store, &jobs(12_500, Lane::Low)).iter().map(|stored| stored.seq).collect();
+        // 6,000 of one moment, more than a page; the others in theirs. Of each thousand one is lost, the rest is done.
+        let of = |n: usize| seqs[n].0;
+        let run = |sql: String| execute(&fresh.connection_string, &sql);
+        run(format!(
+            "UPDATE Jobs SET DispatchedAt = (SELECT DispatchedAt FROM Jobs WHERE Seq = {0}) WHERE Seq BETWEEN {0} AND {1}",
+            of(4_000),
+            of(9_999)
+        ));
+        let lost: Vec<Seq> = seqs.iter().copied().step_by(1_000).collect();
+        let numbers: Vec<String> = lost.iter().map(|seq| seq.0.to_string()).collect();
+        run(format!("UPDATE Jobs SET Status = 'completed' WHERE Seq NOT IN ({})", numbers.join(",")));
+        std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
+
+        let mut sweep = store.begin_sweep([None; 3], Duration::ZERO, false).expect("begun").pop().expect("of low");
+        let mut pages = Vec::new();
+        while !sweep.is_done() {
+            pages.push(store.sweep(&mut sweep).expect("searched"));
+        }
+
+        assert!((2..=4).contains(&pages.len()), "{dialect:?}: {pages:?}");
+        assert_eq!(pages.iter().sum::<usize>(), 13, "{dialect:?}: {pages:?}");
+        let found = store.dispatch(Lane::Low, OTHER, TICK, 100).expect("dispatched").due;
+        assert_eq!(found.iter().map(|due| due.seq).collect::<HashSet<_>>(), lost.into_iter().collect(), "{dialect:?}");
+    }
+}
+
+#[test]
+fn a_search_that_was_broken_off_is_taken_up_where_it_was() {
+    on_every_dialect(|store| {
+        submit(store, &jobs(6_000, Lane::Low));
+        std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
+        let begin = || store.begin_sweep([None; 3], Duration::ZERO, false).expect("begun").pop().expect("of low");
+        let mut broken_off = begin();
+        let first = store.sweep(&mut broken_off).expect("searched");
+        store.swept(&broken_off).expect("noted");
+        assert!(first >= 5_000 && !broken_off.is_done(), "{first}");
+
+        let (mut next, mut rest) = (begin(), 0);
+        while !next.is_done() {
+            rest += store.sweep(&mut next).expect("searched");
+        }
+
+        assert_eq!(first + rest, 6_000);
+    });
+}
+
+#[test]
+fn a_row_that_was_committed_behind_a_search_is_found_by_the_next() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        let store = &fresh.store;
+        store.migrate().expect("migrated");
+        recall_lost(store, Lane::Low, None, Duration::ZERO, false);
+        submit(store, &jobs(1, Lane::Low));
+        std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
+        assert_eq!(recall_lost(store, Lane::Low, None, Duration::ZERO, false), 1, "so it has been searched up to now");
+        let seqs: Vec<Seq> = submit(store, &jobs(2, Lane::Low)).iter().map(|stored| stored.seq).collect();
+        dispatch_earlier(&fresh.connection_string, dialect, &seqs[..1], 110);
+        dispatch_earlier(&fresh.connection_string, dialect, &seqs[1..], 500);
+
+        assert_eq!(recall_lost(store, Lane::Low, None, Duration::from_secs(10), false), 1, "{dialect:?}: of 110 s ago");
+        assert_eq!(recall_lost(store, Lane::Low, None, Duration::from_secs(10), true), 1, "{dialect:?}: of 500 s ago");
+    }
+}
+
+#[test]
+fn of_jobs_given_those_that_wait_are_known_and_among_them_those_due_for_longer_than_the_limit() {
     on_every_dialect(|store| {
         let early =
             || NewJob { start: Start::At("2020-01-01T00:00:00Z".parse().expect("time")), ..NewJob::new("x", "{}") };
@@ -772,29 +884,65 @@ fn a_job_is_starved_when_it_has_been_due_for_longer_than_the_limit() {
         let seqs: Vec<Seq> = stored.iter().map(|job| job.seq).collect();
         claim(store, &seqs[2..]);
 
-        let starved = store.starved(&seqs, Duration::from_mins(1)).expect("read");
+        let waiting = store.starved(&seqs, Duration::from_mins(1)).expect("read");
 
-        assert_eq!(starved, seqs[..1], "the second is fresh, the third runs");
+        assert_eq!(waiting, HashMap::from([(seqs[0], true), (seqs[1], false)]), "the third runs");
+    });
+}
+
+#[test]
+fn a_promoted_job_is_not_lost_while_it_waits_in_the_high_lane() {
+    on_every_dialect(|store| {
+        let seqs: Vec<Seq> = submit(store, &jobs(2, Lane::Low)).iter().map(|stored| stored.seq).collect();
+        std::thread::sleep(Duration::from_millis(20)); // OK: the times of dispatch must differ
+        store.promote(&seqs[..1], REPLICA).expect("promoted");
+        std::thread::sleep(Duration::from_millis(20)); // OK: a grace of zero must have passed
+        let recalled = |heads| {
+            let sweeps = store.begin_sweep(heads, Duration::ZERO, false).expect("begun");
+            sweeps.into_iter().map(|mut sweep| store.sweep(&mut sweep).expect("searched")).sum::<usize>()
+        };
+
+        assert_eq!(recalled([Some(seqs[0]), None, Some(seqs[1])]), 0, "each is the head of a lane");
+        assert_eq!(recalled([Some(seqs[0]), None, None]), 1, "the low lane is empty, so the other is lost");
+        assert_eq!(recalled([None, None, None]), 1, "now the promoted one as well");
     });
 }
 
 #[test]
 fn ids_in_the_timers_of_a_dead_or_stopping_replica_are_dispatched_again() {
     on_every_dialect(|store| {
-        let later = || NewJob { start: Start::After(Duration::from_mins(1)), ..NewJob::new("x", "{}") };
-        let submit_by =
-            |replica| store.submit(&[&later()], replica, HORIZON_MS).expect("stored")[0].expect("no key").seq;
-        let (own, of_dead) = (submit_by(REPLICA), submit_by(OTHER));
+        let after = |seconds| NewJob { start: Start::After(Duration::from_secs(seconds)), ..NewJob::new("x", "{}") };
+        let submit_by = |replica, seconds| {
+            store.submit(&[&after(seconds)], replica, HORIZON_MS).expect("stored")[0].expect("no key").seq
+        };
+        let (own, of_dead) = (submit_by(REPLICA, 60), submit_by(OTHER, 60));
+        // In its lane, by a replica that has left since: not to be dispatched twice.
+        submit_by(OTHER, 0);
         store.beat(REPLICA, "alive", 0, Duration::from_mins(1)).expect("beats");
 
-        assert_eq!(store.recall_with_replica(Duration::from_mins(1), None).expect("recalled"), 1);
+        assert_eq!(recall_with_replica(store, None), 1);
         let due = store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due;
         assert_eq!(due.iter().map(|due| due.seq).collect::<Vec<_>>(), [of_dead]);
 
-        assert_eq!(store.recall_with_replica(Duration::from_mins(1), Some(REPLICA)).expect("recalled"), 2);
+        assert_eq!(recall_with_replica(store, Some(REPLICA)), 2);
         let due = store.dispatch(Lane::Medium, OTHER, TICK, 10).expect("dispatched").due;
         assert_eq!(due.len(), 2);
         assert!(due.iter().any(|due| due.seq == own && due.in_ms > 50_000));
+    });
+}
+
+#[test]
+fn what_was_due_in_the_timers_of_a_dead_replica_a_moment_ago_is_dispatched_again() {
+    on_every_dialect(|store| {
+        store.beat(OTHER, "dead", 0, Duration::from_mins(1)).expect("beats");
+        let overdue = store.submit(&[&NewJob::new("x", "{}")], OTHER, HORIZON_MS).expect("stored")[0].expect("no key");
+        std::thread::sleep(Duration::from_millis(30)); // OK: time must pass by the database's clock
+
+        let recalled = store.recall_with_replica(Duration::from_millis(20), None, || ()).expect("recalled");
+
+        assert_eq!(recalled, 1);
+        let due = store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due;
+        assert_eq!(due[0].seq, overdue.seq);
     });
 }
 

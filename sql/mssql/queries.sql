@@ -212,45 +212,79 @@ FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 WHERE Jobs.Seq = g.seq AND Jobs.DispatchedAt IS NULL
 {loop}
 
--- starved: which of the given jobs have been waiting longer than a time.
--- Params: 1 seqs (array)  2 time_ms.  Returns seq.
-DECLARE @seqs nvarchar(max) = ?;
+-- starved: which of the given jobs wait for a worker, and which of those have been due for longer than a time.
+-- Params: 1 time_ms  2 seqs (array).  Returns seq, 1 or 0.
 DECLARE @ms bigint = ?;
+DECLARE @seqs nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @due_before datetime2(3) = {ago};
-SELECT j.Seq
+SELECT j.Seq, CASE WHEN j.RunAt < @due_before THEN 1 ELSE 0 END
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
-WHERE j.Status IN (N'queued', N'retrying') AND j.RunAt < @due_before
+WHERE j.Status IN (N'queued', N'retrying') AND j.DispatchedAt IS NOT NULL
 {seek}
 
--- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
--- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing). Not locked: recall looks again.
--- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
-DECLARE @lane nvarchar(10) = ?;
-DECLARE @ms bigint = ?;
-DECLARE @now datetime2(3) = (SELECT SweptTo FROM Lanes WHERE Lane = ?);
-DECLARE @from datetime2(3) = {ago};
-SET @now = SYSUTCDATETIME();
-SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
-SET @ms = ?;
-DECLARE @before datetime2(3) = {ago};
--- READCOMMITTEDLOCK waits for a claim under way, which may yet be undone: a row passed over here would be behind SweptTo for good.
-SELECT TOP (?) Seq FROM Jobs WITH (READCOMMITTEDLOCK, FORCESEEK)
-WHERE Priority = @lane AND DispatchedAt > @from AND DispatchedAt < @before AND Status IN (N'queued', N'retrying')
-ORDER BY DispatchedAt
-
--- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one. Not locked: recall looks again.
--- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
-DECLARE @now datetime2(3) = SYSUTCDATETIME();
-DECLARE @ms bigint = ?;
-DECLARE @dispatched_after datetime2(3) = {ago};
-SET @ms = ?;
-DECLARE @dead_before datetime2(3) = {ago};
+-- promote: marks jobs as dispatched now, whose ids leave their lane for the end of a higher one.
+-- Params: 1 replica  2 seqs (array).
 DECLARE @replica bigint = ?;
-SELECT TOP (?) Seq FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
-WHERE Priority IN (N'high', N'medium', N'low') AND DispatchedAt > @dispatched_after AND Status IN (N'queued', N'retrying')
-  AND (DispatchedBy NOT IN (SELECT Id FROM Replicas WHERE SeenAt >= @dead_before) OR DispatchedBy = @replica AND DispatchedAt > @now)
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+UPDATE Jobs SET DispatchedAt = @now, DispatchedBy = @replica, UpdatedAt = @now
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
+WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.DispatchedAt IS NOT NULL
+{seek}
+
+-- sweep: where to look for lost ids in each lane: what was dispatched after one moment, up to another: a grace before now, and before the id at the
+-- lane's head was (-1: the lane is empty). Null: the head tells nothing, for no row knows it, it is not dispatched, or it was released, and came to
+-- the head from there (a lease, but nobody's).
+-- Moments are milliseconds since 1970.
+-- Params: 1 look_back_ms  2 grace_ms  3 head of high  4 of medium  5 of low.  Returns lane, after, until.
+DECLARE @look_back bigint = ?;
+DECLARE @grace bigint = ?;
+DECLARE @high bigint = ?;
+DECLARE @medium bigint = ?;
+DECLARE @low bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SELECT l.Lane, DATEDIFF_BIG(millisecond, '19700101', l.SweptTo) - @look_back,
+       DATEDIFF_BIG(millisecond, '19700101', CASE WHEN g.head = -1 THEN @now ELSE (
+           SELECT CASE WHEN j.DispatchedAt > @now THEN @now ELSE j.DispatchedAt END FROM Jobs AS j
+           WHERE j.Seq = g.head AND NOT (j.LeaseToken IS NOT NULL AND j.LeasedBy IS NULL)) END) - @grace - 1
+FROM (SELECT N'high' AS lane, @high AS head UNION ALL SELECT N'medium', @medium UNION ALL SELECT N'low', @low) AS g
+INNER JOIN Lanes AS l ON l.Lane = g.lane
+
+-- dispatched: a page of what was dispatched to a lane, of which those still waiting for a worker are returned. It ends with the row behind a number
+-- of others, and all of its moment; the index gives the order. Where nothing waits, one row tells the end alone.
+-- READPAST only finds where the page ends. READCOMMITTEDLOCK waits for a claim under way, which may yet be undone: a row passed over there would be
+-- behind SweptTo for good. Not locked beyond the read: recall looks again.
+-- Params: 1 lane  2 after  3 until  4 others (moments).  Returns end (moment), seq, replica, dispatched (moment).
+DECLARE @lane nvarchar(10) = ?;
+DECLARE @now datetime2(3) = '19700101';
+DECLARE @ms bigint = ?;
+DECLARE @after datetime2(3) = {later};
+SET @ms = ?;
+DECLARE @until datetime2(3) = {later};
+DECLARE @others bigint = ?;
+DECLARE @last datetime2(3);
+DECLARE @found bigint;
+SELECT @last = MAX(p.DispatchedAt), @found = COUNT_BIG(*)
+FROM (SELECT TOP (@others + 1) DispatchedAt FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK)
+      WHERE Priority = @lane AND DispatchedAt > @after AND DispatchedAt <= @until ORDER BY DispatchedAt) AS p;
+IF @found <= @others
+    SET @last = @until;
+SELECT DATEDIFF_BIG(millisecond, '19700101', @last), j.Seq, j.DispatchedBy, DATEDIFF_BIG(millisecond, '19700101', j.DispatchedAt)
+FROM (SELECT 1 AS one) AS o
+LEFT JOIN Jobs AS j WITH (READCOMMITTEDLOCK, FORCESEEK)
+    ON j.Priority = @lane AND j.DispatchedAt > @after AND j.DispatchedAt <= @last AND j.Status IN (N'queued', N'retrying')
+{seek}
+
+-- replicas: which replicas are known, and which of them are dead.
+-- Params: 1 dead_after_ms.  Returns now (moment), replica (null: none is known), 1 if dead.
+DECLARE @ms bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @dead_before datetime2(3) = {ago};
+SELECT DATEDIFF_BIG(millisecond, '19700101', @now), r.Id, CASE WHEN r.SeenAt < @dead_before THEN 1 ELSE 0 END
+FROM (SELECT 1 AS one) AS o LEFT JOIN Replicas AS r ON o.one = 1
 
 -- recall: gives ids back to dispatch.
 -- Params: 1 seqs (array).
@@ -261,13 +295,14 @@ INNER JOIN Jobs WITH (ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
 WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.DispatchedAt IS NOT NULL
 {seek}
 
--- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
--- Params: 1 head  2 head  3 grace_ms  4 lane.
-DECLARE @now datetime2(3) = SYSUTCDATETIME();
-SET @now = CASE WHEN ? = -1 THEN @now ELSE (SELECT CASE WHEN DispatchedAt > @now THEN @now ELSE DispatchedAt END FROM Jobs WHERE Seq = ?) END;
+-- swept: notes that nothing is lost in a lane up to a moment, but for transactions still open. Never in the future, where the clock was set back.
+-- Params: 1 to (moment)  2 lane.
+DECLARE @now datetime2(3) = '19700101';
 DECLARE @ms bigint = ?;
-DECLARE @swept_to datetime2(3) = {ago};
-UPDATE Lanes SET SweptTo = @swept_to WHERE Lane = ? AND (SweptTo < @swept_to OR SweptTo > SYSUTCDATETIME())
+DECLARE @to datetime2(3) = {later};
+SET @now = SYSUTCDATETIME();
+UPDATE Lanes SET SweptTo = CASE WHEN SweptTo > @now OR @to > @now THEN @now ELSE @to END
+WHERE Lane = ? AND (SweptTo < @to OR SweptTo > @now)
 
 -- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
 -- READPAST: a row that another session holds is being claimed there; waiting for it would only lose a moment later. What was taken is what

@@ -5,6 +5,7 @@
 -- expression it cannot look into, and a list of pairs inside is hashed. 1,000 outcomes: 90 ms by a nested loop, 12 ms so.
 
 -- define ms: interval '1 millisecond'
+-- define us: interval '1 microsecond'
 -- define free: DispatchedAt is null and (Priority < 'high' or Priority > 'high' and Priority < 'low' or Priority > 'low' and Priority < 'medium' or Priority > 'medium')
 
 -- session_a: limits of each session, enforced by the server: no statement, lock or open transaction outlives its client for long.
@@ -119,35 +120,53 @@ update Jobs set DispatchedAt = greatest(RunAt, now()), DispatchedBy = ?, Status 
 where Seq = any(cast(? as bigint[])) and DispatchedAt is null
 returning Seq, cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
 
--- starved: which of the given jobs have been waiting longer than a time.
--- Params: 1 seqs (array)  2 time_ms.  Returns seq.
-select Seq from Jobs where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and RunAt < now() - ? * {ms}
+-- starved: which of the given jobs wait for a worker, and which of those have been due for longer than a time.
+-- Params: 1 time_ms  2 seqs (array).  Returns seq, 1 or 0.
+select Seq, case when RunAt < now() - ? * {ms} then 1 else 0 end from Jobs
+where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
--- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing).
--- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
-select Seq from Jobs
-where Priority = ? and DispatchedAt > (select SweptTo - ? * {ms} from Lanes where Lane = ?)
-  and DispatchedAt < case when ? = -1 then now() else (select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?) end - ? * {ms}
-  and Status in ('queued', 'retrying')
-order by DispatchedAt limit ?
+-- promote: marks jobs as dispatched now, whose ids leave their lane for the end of a higher one.
+-- Params: 1 replica  2 seqs (array).
+update Jobs set DispatchedAt = now(), DispatchedBy = ?, UpdatedAt = now()
+where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one.
--- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
-select Seq from Jobs
-where Priority in ('high', 'medium', 'low') and DispatchedAt > now() - ? * {ms} and Status in ('queued', 'retrying')
-  and (DispatchedBy not in (select Id from Replicas where SeenAt >= now() - ? * {ms}) or DispatchedBy = ? and DispatchedAt > now())
-limit ?
+-- sweep: where to look for lost ids in each lane: what was dispatched after one moment, up to another: a grace before now, and before the id at the
+-- lane's head was (-1: the lane is empty). Null: the head tells nothing, for no row knows it, it is not dispatched, or it was released, and came to
+-- the head from there (a lease, but nobody's).
+-- Moments are microseconds since 1970.
+-- Params: 1 look_back_ms  2 grace_ms  3 head of high  4 of medium  5 of low.  Returns lane, after, until.
+select l.Lane, cast(extract(epoch from l.SweptTo - ? * {ms}) * 1000000 as bigint), cast(extract(epoch from b.before - ? * {ms}) * 1000000 as bigint) - 1
+from (values ('high', cast(? as bigint)), ('medium', cast(? as bigint)), ('low', cast(? as bigint))) as g(lane, head)
+join Lanes as l on l.Lane = g.lane
+cross join lateral (select case when g.head = -1 then now() else (
+    select case when j.DispatchedAt > now() then now() else j.DispatchedAt end from Jobs as j
+    where j.Seq = g.head and not (j.LeaseToken is not null and j.LeasedBy is null)) end as before) as b
+
+-- dispatched: a page of what was dispatched to a lane, of which those still waiting for a worker are returned. It ends with the row behind a number
+-- of others, and all of its moment; the index gives the order. Where nothing waits, one row tells the end alone.
+-- Params: 1 lane  2 after  3 until  4 others  5 until  6 lane  7 after (moments).  Returns end (moment), seq, replica, dispatched (moment).
+with page as materialized (
+    select coalesce((select DispatchedAt from Jobs
+                     where Priority = ? and DispatchedAt > timestamptz 'epoch' + ? * {us} and DispatchedAt <= timestamptz 'epoch' + ? * {us}
+                     order by DispatchedAt offset ? limit 1), timestamptz 'epoch' + ? * {us}) as last
+)
+select cast(extract(epoch from page.last) * 1000000 as bigint), j.Seq, j.DispatchedBy, cast(extract(epoch from j.DispatchedAt) * 1000000 as bigint)
+from page left join Jobs as j on j.Priority = ? and j.DispatchedAt > timestamptz 'epoch' + ? * {us} and j.DispatchedAt <= page.last
+    and j.Status in ('queued', 'retrying')
+
+-- replicas: which replicas are known, and which of them are dead.
+-- Params: 1 dead_after_ms.  Returns now (moment), replica (null: none is known), 1 if dead.
+select cast(extract(epoch from now()) * 1000000 as bigint), r.Id, case when r.SeenAt < now() - ? * {ms} then 1 else 0 end
+from (select 1 as one) as o left join Replicas as r on true
 
 -- recall: gives ids back to dispatch.
 -- Params: 1 seqs (array).
 update Jobs set DispatchedAt = null, DispatchedBy = null, UpdatedAt = now()
 where Seq = any(cast(? as bigint[])) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
--- Params: 1 head  2 head  3 grace_ms  4 lane.
-update Lanes set SweptTo = least(now(), greatest(SweptTo, case when ? = -1 then now() else coalesce((select case when DispatchedAt > now() then now() else DispatchedAt end from Jobs where Seq = ?), SweptTo) end - ? * {ms}))
-where Lane = ?
+-- swept: notes that nothing is lost in a lane up to a moment, but for transactions still open. Never in the future, where the clock was set back.
+-- Params: 1 to (moment)  2 lane.
+update Lanes set SweptTo = least(now(), greatest(SweptTo, timestamptz 'epoch' + ? * {us})) where Lane = ?
 
 -- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
 -- Params: 1 replica  2 lease_ms  3 seqs (JSON array)  4 replica  5 seqs (array, up to 1,000)  6 early_ms.

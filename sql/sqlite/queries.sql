@@ -126,35 +126,49 @@ select Seq, max(RunAt - {now}, 0) from Jobs where Seq in (select value from json
 update Jobs set DispatchedAt = max(RunAt, {now}), DispatchedBy = ?, Status = lower(Status), UpdatedAt = {now}
 where Seq in (select value from json_each(?)) and DispatchedAt is null
 
--- starved: which of the given jobs have been waiting longer than a time.
--- Params: 1 seqs (array)  2 time_ms.  Returns seq.
-select Seq from Jobs where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and RunAt < {now} - ?
+-- starved: which of the given jobs wait for a worker, and which of those have been due for longer than a time.
+-- Params: 1 time_ms  2 seqs (array).  Returns seq, 1 or 0.
+select Seq, RunAt < {now} - ? from Jobs
+where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- lost: dispatched ids of a lane that can no longer be in it: dispatched more than a grace before now, and before the id at the lane's head
--- (-1: the lane is empty; a head that no row knows, or that is not dispatched, finds nothing).
--- Params: 1 lane  2 look_back_ms  3 lane  4 head  5 head  6 grace_ms  7 limit.  Returns seq.
-select Seq from Jobs
-where Priority = ? and DispatchedAt > (select SweptTo - ? from Lanes where Lane = ?)
-  and DispatchedAt < case when ? = -1 then {now} else (select min(DispatchedAt, {now}) from Jobs where Seq = ?) end - ?
-  and Status in ('queued', 'retrying')
-order by DispatchedAt limit ?
+-- promote: marks jobs as dispatched now, whose ids leave their lane for the end of a higher one.
+-- Params: 1 replica  2 seqs (array).
+update Jobs set DispatchedAt = {now}, DispatchedBy = ?, UpdatedAt = {now}
+where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- lost_with_replica: ids that wait in the timers of a dead replica, or of the given one.
--- Params: 1 dead_after_ms  2 dead_after_ms  3 replica  4 limit.  Returns seq.
-select Seq from Jobs
-where Priority in ('high', 'medium', 'low') and DispatchedAt > {now} - ? and Status in ('queued', 'retrying')
-  and (DispatchedBy not in (select Id from Replicas where SeenAt >= {now} - ?) or DispatchedBy = ? and DispatchedAt > {now})
-limit ?
+-- sweep: where to look for lost ids in each lane: what was dispatched after one moment, up to another: a grace before now, and before the id at the
+-- lane's head was (-1: the lane is empty). Null: the head tells nothing, for no row knows it, it is not dispatched, or it was released, and came to
+-- the head from there (a lease, but nobody's).
+-- Moments are milliseconds since 1970.
+-- Params: 1 look_back_ms  2 grace_ms  3 head of high  4 of medium  5 of low.  Returns lane, after, until.
+select l.Lane, l.SweptTo - g.look_back,
+       case when g.head = -1 then {now} else (
+           select min(j.DispatchedAt, {now}) from Jobs as j where j.Seq = g.head and not (j.LeaseToken is not null and j.LeasedBy is null)) end - g.grace - 1
+from (select p.look_back, p.grace, h.column1 as lane, case h.column1 when 'high' then p.high when 'medium' then p.medium else p.low end as head
+      from (values ('high'), ('medium'), ('low')) as h
+      cross join (select ? as look_back, ? as grace, ? as high, ? as medium, ? as low) as p) as g
+join Lanes as l on l.Lane = g.lane
+
+-- dispatched: a page of what was dispatched to a lane, of which those still waiting for a worker are returned. It ends with the row behind a number
+-- of others, and all of its moment; the index gives the order. Where nothing waits, one row tells the end alone.
+-- Params: 1 lane  2 after  3 until  4 others  5 until  6 lane  7 after (moments).  Returns end (moment), seq, replica, dispatched (moment).
+select p.last, j.Seq, j.DispatchedBy, j.DispatchedAt
+from (select coalesce((select DispatchedAt from Jobs where Priority = ? and DispatchedAt > ? and DispatchedAt <= ?
+                       order by DispatchedAt limit 1 offset ?), ?) as last) as p
+left join Jobs as j on j.Priority = ? and j.DispatchedAt > ? and j.DispatchedAt <= p.last and j.Status in ('queued', 'retrying')
+
+-- replicas: which replicas are known, and which of them are dead.
+-- Params: 1 dead_after_ms.  Returns now (moment), replica (null: none is known), 1 if dead.
+select {now}, r.Id, coalesce(r.SeenAt < {now} - ?, 0) from (select 1 as one) as o left join Replicas as r on true
 
 -- recall: gives ids back to dispatch.
 -- Params: 1 seqs (array).
 update Jobs set DispatchedAt = null, DispatchedBy = null, UpdatedAt = {now}
 where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and DispatchedAt is not null
 
--- swept: notes that nothing is lost in a lane before its head, but for transactions still open.
--- Params: 1 head  2 head  3 grace_ms  4 lane.
-update Lanes set SweptTo = min({now}, max(SweptTo, case when ? = -1 then {now} else coalesce((select min(DispatchedAt, {now}) from Jobs where Seq = ?), SweptTo) end - ?))
-where Lane = ?
+-- swept: notes that nothing is lost in a lane up to a moment, but for transactions still open. Never in the future, where the clock was set back.
+-- Params: 1 to (moment)  2 lane.
+update Lanes set SweptTo = min({now}, max(SweptTo, ?)) where Lane = ?
 
 -- lease_add: begins a lease.
 -- Params: 1 replica  2 lease_ms  3 seqs (JSON array).

@@ -77,8 +77,7 @@ impl Lifecycle {
         let seen = self.cut.seen(lane);
         // An idle replica asks one plain question, and opens no transaction for it. Of a lane that is cut the answer is known.
         let mut is_more = self.cut.is_on(lane);
-        let room = |length| self.policy.lane_buffer_max.saturating_sub(usize::try_from(length).unwrap_or(usize::MAX));
-        let mut count = room(length).min(BATCH_MAX);
+        let mut count = self.room(length).min(BATCH_MAX);
         while count > 0 {
             let reach = self.timers.reach(self.policy.tick);
             let found = if is_more {
@@ -99,11 +98,16 @@ impl Lifecycle {
                 self.cut.end(lane, seen);
                 return self.note_missed(lane, reach);
             }
-            count = length.map_or(count, room).min(BATCH_MAX);
+            count = length.map_or(count, |length| self.room(length)).min(BATCH_MAX);
             is_more = true;
         }
         self.begin_cut(lane);
         Ok(())
+    }
+
+    /// Room in a lane of this length.
+    fn room(&self, length: u64) -> usize {
+        self.policy.lane_buffer_max.saturating_sub(usize::try_from(length).unwrap_or(usize::MAX))
     }
 
     /// If the last look at a lane did not reach up to the next tick: when the first job behind it is due.
@@ -129,36 +133,52 @@ impl Lifecycle {
     }
 
     /// The starvation guard: moves the ids at the head of the lower lanes behind those of the high lane, where their jobs have been due for
-    /// longer than `limit`. The job keeps its priority; only this turn is given to it.
+    /// longer than `limit`, as far as the high lane has room. The job keeps its priority; only this turn is given to it.
     ///
     /// # Errors
     /// As every call of the store.
     pub fn promote_starved(&self, limit: Duration) -> Result<(), StoreError> {
         for lane in [Lane::Medium, Lane::Low] {
             for _ in 0..PROMOTED_BATCHES_MAX {
-                let popped = match self.lanes.pop(&[(lane, PROMOTED_BATCH)], Duration::ZERO) {
-                    Ok(popped) => popped,
-                    Err(error) => {
-                        self.note_lanes_error(&error);
-                        return Ok(());
-                    }
-                };
-                let Some((_, seqs)) = popped else { break };
-                // If this fails the ids are lost, as at a crash here; `recall_lost` finds them.
-                let starved = self.store.starved(&seqs, limit)?;
-                let (starved, fresh): (Vec<Seq>, Vec<Seq>) = seqs.into_iter().partition(|seq| starved.contains(seq));
-                if !fresh.is_empty() {
-                    self.lanes.push_front(lane, &fresh).unwrap_or_else(|error| self.note_lanes_error(&error));
-                }
-                if !starved.is_empty() {
-                    log::info!(jobs = starved.len(), lane:% = lane; "jobs that have waited too long are promoted");
-                    self.push(&[(Lane::High, starved)]);
-                }
-                if !fresh.is_empty() {
+                let Some(lengths) = self.lengths() else { return Ok(()) };
+                let room = self.room(lengths[Lane::High.index()]).min(PROMOTED_BATCH);
+                if room == 0 || self.cut.is_on(Lane::High) || !self.promote_from(lane, room, limit)? {
                     break;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Returns whether all that was looked at is promoted, or was out of date, so that more may follow.
+    fn promote_from(&self, lane: Lane, count: usize, limit: Duration) -> Result<bool, StoreError> {
+        let popped = match self.lanes.pop(&[(lane, count)], Duration::ZERO) {
+            Ok(popped) => popped,
+            Err(error) => {
+                self.note_lanes_error(&error);
+                return Ok(false);
+            }
+        };
+        let Some((_, seqs)) = popped else { return Ok(false) };
+        let give_back = |seqs: &[Seq]| {
+            self.lanes.push_front(lane, seqs).unwrap_or_else(|error| self.note_lanes_error(&error));
+        };
+        let waiting = self.store.starved(&seqs, limit).inspect_err(|_| give_back(&seqs))?;
+        // An id whose job does not wait any more is dropped, as its claim would drop it.
+        let of = |is_starved| -> Vec<Seq> {
+            seqs.iter().filter(|seq| waiting.get(seq) == Some(&is_starved)).copied().collect()
+        };
+        let (starved, fresh) = (of(true), of(false));
+        if !fresh.is_empty() {
+            give_back(&fresh);
+        }
+        if !starved.is_empty() {
+            log::info!(jobs = starved.len(), lane:% = lane; "jobs that have waited too long are promoted");
+            // Dispatched anew, so that they are not found before the head of the lane they have left, and taken for lost. If this fails, or at a
+            // crash here, they are lost, and found.
+            self.store.promote(&starved, self.policy.replica)?;
+            self.push(&[(Lane::High, starved)]);
+        }
+        Ok(fresh.is_empty())
     }
 }

@@ -4,18 +4,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, REPLICA_DEAD_AFTER, lock};
-use crate::job::{Lane, Seq};
+use crate::job::Seq;
 use crate::retry::Verdict;
-use crate::store::{BATCH_MAX, Expired, StoreError};
+use crate::store::{Expired, StoreError, Sweep};
 
 /// An id may be on its way between a lane and its claim for this long before it counts as lost.
 const LOST_GRACE: Duration = Duration::from_secs(10);
+/// Pages that one round of the scheduler searches for lost ids; the rest follows in the next, so that dispatch is never held up for long.
+const SWEPT_PAGES_MAX: usize = 10;
 /// After an outage the replicas that held on have reached the database again within this time.
 const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
-    /// Gives back to dispatch what was dispatched and is in no lane any more. `deep` also looks at farther back, once at a
-    /// start.
+    /// Begins to give back to dispatch what was dispatched and is in no lane any more, unless the last such search still goes on;
+    /// [`Lifecycle::sweep_on`] does it. `deep` also looks at farther back, once at a start.
     ///
     /// # Errors
     /// As every call of the store.
@@ -30,22 +32,59 @@ impl Lifecycle {
                 return Ok(());
             }
         };
-        for (lane, state) in Lane::ALL.into_iter().zip(state) {
-            let head = if state.len == 0 {
-                None
-            } else {
-                Some(state.head.unwrap_or(Seq(0)))
-            };
-            while self.store.recall_lost(lane, head, LOST_GRACE, deep)? == BATCH_MAX {}
+        if !self.is_sweeping() {
+            let heads = state.map(|lane| {
+                if lane.len == 0 {
+                    None
+                } else {
+                    Some(lane.head.unwrap_or(Seq(0)))
+                }
+            });
+            *lock(&self.sweeps) = self.store.begin_sweep(heads, LOST_GRACE, deep)?;
+        }
+        self.sweep_on()
+    }
+
+    /// Whether [`Lifecycle::sweep_on`] has more to search.
+    pub fn is_sweeping(&self) -> bool {
+        !lock(&self.sweeps).is_empty()
+    }
+
+    /// Goes on with the search for lost ids, for some pages; between them pushes what has become due.
+    ///
+    /// # Errors
+    /// As every call of the store; the next call goes on where this one failed.
+    pub fn sweep_on(&self) -> Result<(), StoreError> {
+        let mut sweeps = std::mem::take(&mut *lock(&self.sweeps));
+        let result = self.sweep_pages(&mut sweeps, SWEPT_PAGES_MAX);
+        sweeps.retain(|sweep| !sweep.is_done());
+        *lock(&self.sweeps) = sweeps;
+        result
+    }
+
+    fn sweep_pages(&self, sweeps: &mut [Sweep], mut pages: usize) -> Result<(), StoreError> {
+        for sweep in sweeps {
+            while !sweep.is_done() {
+                if pages == 0 {
+                    return self.store.swept(sweep);
+                }
+                pages -= 1;
+                let lost = self.store.sweep(sweep)?;
+                if lost > 0 {
+                    log::debug!(jobs = lost, lane:% = sweep.lane(); "ids that were lost are dispatched again");
+                }
+                self.push_due_timers(Instant::now());
+            }
+            self.store.swept(sweep)?;
         }
         Ok(())
     }
 
+    /// Gives back to dispatch all that was dispatched.
     pub(super) fn recall_all(&self) -> Result<(), StoreError> {
-        for lane in Lane::ALL {
-            while self.store.recall_lost(lane, None, Duration::ZERO, false)? == BATCH_MAX {}
-        }
-        Ok(())
+        lock(&self.sweeps).clear();
+        let mut sweeps = self.store.begin_sweep([None; 3], Duration::ZERO, false)?;
+        self.sweep_pages(&mut sweeps, usize::MAX)
     }
 
     /// Shows this replica as alive. Returns whether the scheduler has something to see to.
@@ -75,7 +114,9 @@ impl Lifecycle {
         if !self.policy.lanes_are_shared {
             self.recall_all()?;
         }
-        while self.store.recall_with_replica(REPLICA_DEAD_AFTER, None)? == BATCH_MAX {}
+        self.store.recall_with_replica(REPLICA_DEAD_AFTER, None, || {
+            self.push_due_timers(Instant::now());
+        })?;
         self.store.bury_replicas(REPLICA_DEAD_AFTER)?;
         self.replicas_dead.store(false, Ordering::Release);
         Ok(())

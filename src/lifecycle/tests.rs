@@ -186,3 +186,26 @@ fn a_job_that_full_timers_do_not_take_is_dispatched_before_it_is_due() {
 
     assert!(from.elapsed() + Duration::from_millis(50) >= delay, "not before");
 }
+
+fn overdue(lane: Lane) -> NewJob {
+    NewJob { lane, start: Start::At("2020-01-01T00:00:00Z".parse().expect("a time")), ..NewJob::new("x", "{}") }
+}
+
+#[test]
+fn the_starvation_guard_passes_over_ids_out_of_date_and_fills_the_high_lane_to_its_limit_at_most() {
+    let fixture = Fixture::new(10, 100);
+    fixture.lifecycle.lanes.push(Lane::Low, &[Seq(900), Seq(901)]).expect("pushed");
+    fixture.submit(&jobs(8, Lane::High));
+    let starved = fixture.submit(&[overdue(Lane::Low), overdue(Lane::Low), overdue(Lane::Low)]);
+    let limit = Duration::from_mins(1);
+
+    fixture.lifecycle.promote_starved(limit).expect("promoted");
+
+    assert_eq!((fixture.length(Lane::High), fixture.length(Lane::Low)), (10, 1), "as far as there is room");
+    let promoted = fixture.pop(Lane::High, 100);
+    assert_eq!(promoted[8..], starved[..2], "behind those of the high lane");
+    let fresh = fixture.submit(&jobs(1, Lane::Low));
+    fixture.lifecycle.refill().expect("the high lane is not cut any more");
+    fixture.lifecycle.promote_starved(limit).expect("promoted");
+    assert_eq!((fixture.pop(Lane::High, 9), fixture.pop(Lane::Low, 9)), (starved[2..].to_vec(), fresh));
+}

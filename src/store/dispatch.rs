@@ -1,5 +1,6 @@
 //! From the table to the lanes: finding what is due, marking it as dispatched, and taking back what got lost on the way.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::batch::json;
@@ -38,11 +39,6 @@ pub struct Dispatched {
 
 /// Batches that one call makes regular at most; the rest follows with the next tick.
 const REGULARISE_STEPS_MAX: usize = 100;
-/// How far [`Store::recall_lost`] looks back where it looks deep: longer than a machine is likely to have stood still.
-const STANDSTILL_MAX: Duration = Duration::from_mins(10);
-/// How far [`Store::recall_lost`] looks back behind the point up to which a lane was swept: longer than a submission's transaction
-/// can stay open, by the time limits of a session.
-const OPEN_TRANSACTION_MAX: Duration = Duration::from_mins(2);
 
 impl Store {
     /// Makes lanes regular that plain SQL wrote in other letters, and finds jobs of no known lane, up to [`BATCH_MAX`].
@@ -168,47 +164,29 @@ impl Store {
         })
     }
 
-    /// Gives up to [`BATCH_MAX`] ids back to dispatch that were dispatched to a lane and can no longer be in it: more than `grace` ago, and
-    /// before the id now at the lane's head (`None`: the lane is empty). Lanes are first in, first out, so such an id was lost, or is
-    /// being claimed; then it is dispatched twice, and the claim decides.
-    ///
-    /// Returns how many were given back.
+    /// Which of `seqs` (up to [`BATCH_MAX`]) wait for a worker; with each, whether it has for longer than `time`.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn recall_lost(&self, lane: Lane, head: Option<Seq>, grace: Duration, deep: bool) -> Result<usize, StoreError> {
-        let head = Param::Int(head.map_or(-1, |seq| seq.0));
-        let look_back = if deep { STANDSTILL_MAX } else { OPEN_TRANSACTION_MAX };
-        let lane = Param::Text(lane.as_str());
-        let params =
-            |count| [lane, Param::Int(millis(look_back)), lane, head, head, Param::Int(millis(grace)), limit(count)];
-        // As in `dispatch`: nothing is lost but after a fault, so the question comes first.
-        let is_any = !self.read(|session| lost(session, "lost", &params(1)))?.is_empty();
-        let recalled = if is_any {
-            self.write(|session| recall(session, "lost", &params(BATCH_MAX)))?
-        } else {
-            0
-        };
-        if recalled < BATCH_MAX {
-            self.write_one(|session| session.execute("swept", &[head, head, Param::Int(millis(grace)), lane]))?;
-        }
-        Ok(recalled)
-    }
-
-    /// Which of `seqs` (up to [`BATCH_MAX`]) have been waiting for a worker for longer than `time`.
-    ///
-    /// # Errors
-    /// As every call of the store.
-    pub fn starved(&self, seqs: &[Seq], time: Duration) -> Result<Vec<Seq>, StoreError> {
+    pub fn starved(&self, seqs: &[Seq], time: Duration) -> Result<HashMap<Seq, bool>, StoreError> {
         let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
         self.read(|session| {
-            let mut starved = Vec::new();
-            session.query("starved", &[Param::Text(&list), Param::Int(millis(time))], |row| {
-                starved.push(Seq(row.int(1)?));
+            let mut waiting = HashMap::new();
+            session.query("starved", &[Param::Int(millis(time)), Param::Text(&list)], |row| {
+                waiting.insert(Seq(row.int(1)?), row.int(2)? != 0);
                 Ok(())
             })?;
-            Ok(starved)
+            Ok(waiting)
         })
+    }
+
+    /// Marks jobs (up to [`BATCH_MAX`]) as dispatched now by `replica`, which moves their ids to another lane.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn promote(&self, seqs: &[Seq], replica: ReplicaId) -> Result<(), StoreError> {
+        let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
+        self.write_one(|session| session.execute("promote", &[Param::Int(replica.0), Param::Text(&list)]))
     }
 
     /// Gives ids (up to [`BATCH_MAX`]) back to dispatch that could not be pushed.
@@ -218,18 +196,6 @@ impl Store {
     pub fn recall(&self, seqs: &[Seq]) -> Result<(), StoreError> {
         let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
         self.write_one(|session| session.execute("recall", &[Param::Text(&list)]))
-    }
-
-    /// Gives up to [`BATCH_MAX`] ids back to dispatch that wait in the timers of a replica not seen for `dead_after`, or of `stopping`.
-    ///
-    /// # Errors
-    /// As every call of the store.
-    pub fn recall_with_replica(&self, dead_after: Duration, stopping: Option<ReplicaId>) -> Result<usize, StoreError> {
-        let dead_after = Param::Int(millis(dead_after));
-        let stopping = Param::Int(stopping.map_or(-1, |replica| replica.0));
-        self.write(|session| {
-            recall(session, "lost_with_replica", &[dead_after, dead_after, stopping, limit(BATCH_MAX)])
-        })
     }
 }
 
@@ -264,30 +230,12 @@ pub(super) fn mark_dispatched(session: &mut Session, seqs: &[Seq], replica: Repl
         return Ok(Vec::new());
     }
     let list = id_list(session.dialect(), seqs.iter().map(|seq| seq.0));
-    let mut in_ms = std::collections::HashMap::with_capacity(seqs.len());
+    let mut in_ms = HashMap::with_capacity(seqs.len());
     session.change("dispatch", &[Param::Int(replica.0), Param::Text(&list)], &[Param::Text(&list)], |row| {
         in_ms.insert(Seq(row.int(1)?), row.int(2)?.max(0).unsigned_abs());
         Ok(())
     })?;
     Ok(seqs.iter().filter_map(|seq| in_ms.get(seq).map(|&in_ms| Due { seq: *seq, in_ms })).collect())
-}
-
-fn lost(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Vec<i64>, StoreError> {
-    let mut lost = Vec::new();
-    session.query(name, params, |row| {
-        lost.push(row.int(1)?);
-        Ok(())
-    })?;
-    Ok(lost)
-}
-
-fn recall(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<usize, StoreError> {
-    let lost = lost(session, name, params)?;
-    if !lost.is_empty() {
-        let seqs = id_list(session.dialect(), lost.iter().copied());
-        session.execute("recall", &[Param::Text(&seqs)])?;
-    }
-    Ok(lost.len())
 }
 
 pub(super) fn limit(count: usize) -> Param<'static> {

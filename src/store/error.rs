@@ -17,6 +17,9 @@ pub enum StoreError {
     /// Another transaction stood in the way (deadlock, lock time-out) more often than the store tries by itself.
     #[error("the database is contended: {0}")]
     Contended(String),
+    /// A statement took longer than it may, and was broken off. The database answers, but is slow; nothing was stored; try again later.
+    #[error("a statement took too long: {0}")]
+    TimedOut(String),
     /// A unique value exists already.
     #[error("the database holds this already: {0}")]
     Conflict(String),
@@ -29,7 +32,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same call may succeed later without anybody doing anything to the call.
     pub fn is_transient(&self) -> bool {
-        self.is_outage() || matches!(self, StoreError::Contended(_))
+        self.is_outage() || matches!(self, StoreError::Contended(_) | StoreError::TimedOut(_))
     }
 
     /// Whether the database is away.
@@ -63,12 +66,22 @@ impl StoreError {
         }
     }
 
+    /// Sorts an error of opening a connection, of which a time-out says that nobody answers.
+    pub(super) fn of_connecting(error: odbc_api::Error) -> StoreError {
+        // Before the dialect is known, by the SQLSTATEs all drivers share; SQL Server's numbers are unique enough.
+        match StoreError::of(Dialect::Mssql, error) {
+            StoreError::TimedOut(why) => StoreError::Unavailable(why),
+            error => error,
+        }
+    }
+
     fn of_record(dialect: Dialect, record: &Record) -> StoreError {
         let state = record.state.as_str();
         let text = record.to_string();
         match dialect.kind_of(state, record.native_error) {
             Kind::Unavailable => StoreError::Unavailable(text),
             Kind::Contended => StoreError::Contended(text),
+            Kind::TimedOut => StoreError::TimedOut(text),
             Kind::Conflict => StoreError::Conflict(text),
             Kind::Corrupt => StoreError::Corrupt(text),
         }
@@ -80,12 +93,15 @@ impl StoreError {
 pub(super) enum Kind {
     Unavailable,
     Contended,
+    TimedOut,
     Conflict,
     Corrupt,
 }
 
-/// SQLSTATEs that every driver gives for a connection that is gone or cannot be had, and for a time-out.
-const CONNECTION_STATES: [&str; 4] = ["HYT00", "HYT01", "IM006", "01002"];
+/// SQLSTATEs that every driver gives for a connection that is gone or cannot be had.
+const CONNECTION_STATES: [&str; 3] = ["HYT01", "IM006", "01002"];
+/// The SQLSTATE of a statement's time-out, and of a login's.
+const TIME_OUT_STATE: &str = "HYT00";
 
 impl Dialect {
     fn kind_of(self, state: &str, native: i32) -> Kind {
@@ -96,6 +112,7 @@ impl Dialect {
         };
         match by_code {
             Some(kind) => kind,
+            None if state == TIME_OUT_STATE => Kind::TimedOut,
             None if state.starts_with("08") || CONNECTION_STATES.contains(&state) => Kind::Unavailable,
             None => Kind::Corrupt,
         }
@@ -109,14 +126,14 @@ fn mssql_kind(native: i32) -> Option<Kind> {
         // Deadlock, lock time-out, snapshot conflict; 51222 is thrown by Trilane's own statements for a lock not had in time.
         1205 | 1222 | 3960 | 51222 => Some(Kind::Contended),
         2601 | 2627 => Some(Kind::Conflict),
+        // FreeTDS's number for a statement's time-out.
+        20003 => Some(Kind::TimedOut),
         // No memory or locks left, transaction log or disk full, database or server away, moving, starting or throttled; login
         // refused while it recovers.
         233 | 596 | 601 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005
         | 8645 | 8651 | 9002 | 10053 | 10054 | 10060 | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197
-        | 18401 | 18456 | 20003 | 20004 | 20006 | 20009 | 20047 | 40143 | 40197 | 40501 | 40540 | 40544 | 40549
-        | 40613 | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109 | 49918 | 49919 | 49920 => {
-            Some(Kind::Unavailable)
-        }
+        | 18401 | 18456 | 20004 | 20006 | 20009 | 20047 | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613
+        | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109 | 49918 | 49919 | 49920 => Some(Kind::Unavailable),
         _ => None,
     }
 }
@@ -126,7 +143,9 @@ fn postgres_kind(state: &str) -> Option<Kind> {
     match state {
         "40001" | "40P01" | "55P03" => Some(Kind::Contended),
         "23505" => Some(Kind::Conflict),
-        // Class 53: out of resources; 57: operator intervention, time-outs; 25006: a read-only standby; 25P03: idle in transaction
+        // Cancelled, by statement_timeout or by a person.
+        "57014" => Some(Kind::TimedOut),
+        // Class 53: out of resources; 57: operator intervention; 25006: a read-only standby; 25P03: idle in transaction
         // too long; 28: login refused, as when a password was just changed; 58: system error.
         _ if ["53", "57", "58", "28"].iter().any(|class| state.starts_with(class))
             || matches!(state, "25006" | "25P03") =>
@@ -141,6 +160,7 @@ fn postgres_kind(state: &str) -> Option<Kind> {
 fn sqlite_kind(native: i32) -> Option<Kind> {
     match native & 0xff {
         5 | 6 => Some(Kind::Contended),
+        9 => Some(Kind::TimedOut),
         19 => Some(Kind::Conflict),
         // PERM, NOMEM, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL
         3 | 7 | 8 | 10 | 13 | 14 | 15 => Some(Kind::Unavailable),
@@ -156,6 +176,18 @@ mod tests {
     fn a_deadlock_is_known_by_number_though_freetds_calls_it_a_syntax_error() {
         assert_eq!(Dialect::Mssql.kind_of("42000", 1205), Kind::Contended);
         assert_eq!(Dialect::Mssql.kind_of("42000", 102), Kind::Corrupt);
+    }
+
+    #[test]
+    fn a_statement_that_took_too_long_does_not_mean_that_the_database_is_away() {
+        for (dialect, state, native) in [
+            (Dialect::Postgres, "57014", 1),
+            (Dialect::Mssql, "HYT00", 0),
+            (Dialect::Mssql, "HYT00", 20_003),
+            (Dialect::Sqlite, "HY000", 9),
+        ] {
+            assert_eq!(dialect.kind_of(state, native), Kind::TimedOut, "{dialect:?}");
+        }
     }
 
     #[test]

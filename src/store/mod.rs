@@ -20,6 +20,7 @@ mod prune;
 mod read;
 mod session;
 mod submit;
+mod sweep;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ pub use pool::installed_drivers;
 pub use prune::Pruned;
 pub use read::{DeadLetterFilter, JobFilter};
 pub use submit::{Horizon, Idempotency, KeyTaken, Stored, Submitted};
+pub use sweep::Sweep;
 
 use pool::{Connector, Loan, Pool};
 use session::Session;

@@ -68,11 +68,9 @@ pub(super) fn connect(connection_string: &str) -> Result<(odbc_api::Connection<'
         login_timeout_sec: u32::try_from(LOGIN_WAIT.as_secs()).ok(),
         ..ConnectionOptions::default()
     };
-    // Before the dialect is known, an error is sorted by the SQLSTATEs all drivers share; SQL Server's numbers are unique enough.
-    let connection = environment()?
-        .connect_with_connection_string(connection_string, options)
-        .map_err(|error| StoreError::of(Dialect::Mssql, error))?;
-    let dbms = connection.database_management_system_name().map_err(|error| StoreError::of(Dialect::Mssql, error))?;
+    let connection =
+        environment()?.connect_with_connection_string(connection_string, options).map_err(StoreError::of_connecting)?;
+    let dbms = connection.database_management_system_name().map_err(StoreError::of_connecting)?;
     Ok((connection, dbms))
 }
 

@@ -201,7 +201,18 @@ impl Session {
                 self.broken = true;
                 result
             }
-            Ok(_) | Err(StoreError::Contended(_) | StoreError::Conflict(_) | StoreError::Unconfirmed(_)) => result,
+            // On SQL Server it is the driver that breaks off, and it cannot know whether the server has heard.
+            Err(StoreError::TimedOut(_)) if self.dialect == Dialect::Mssql => {
+                self.broken = true;
+                result
+            }
+            Ok(_)
+            | Err(
+                StoreError::Contended(_)
+                | StoreError::TimedOut(_)
+                | StoreError::Conflict(_)
+                | StoreError::Unconfirmed(_),
+            ) => result,
         }
     }
 }

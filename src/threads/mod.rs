@@ -149,6 +149,10 @@ impl Failures {
                 log::warn!(error:% = error; "{name} gives way and tries again");
             }
             StoreError::Contended(_) => {}
+            StoreError::TimedOut(_) if self.is_news() => {
+                log::warn!(error:% = error; "{name} met a slow database; it tries again");
+            }
+            StoreError::TimedOut(_) => {}
             StoreError::Conflict(_) | StoreError::Corrupt(_) => self.log(name, error),
         }
         self.back_off()

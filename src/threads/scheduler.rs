@@ -210,10 +210,16 @@ impl Duty for Scheduler {
         if now >= self.next_prune {
             self.prune()?;
         }
+        if !tick && self.lifecycle.is_sweeping() {
+            self.lifecycle.sweep_on()?;
+        }
         let next_timer = self.lifecycle.push_due_timers(Instant::now());
         let mut next = self.next_tick.min(self.next_prune);
         if self.watches() {
             next = next.min(self.next_watch);
+        }
+        if self.lifecycle.is_sweeping() {
+            next = now;
         }
         if self.lifecycle.is_cut() {
             next = next.min(self.next_refill);

@@ -214,6 +214,7 @@ impl Submitter {
                 self.database.begins(error);
                 SubmitError::TimedOut
             }
+            StoreError::TimedOut(_) => SubmitError::TimedOut,
             StoreError::Contended(_) => SubmitError::Unavailable,
             StoreError::Conflict(why) | StoreError::Corrupt(why) => {
                 log::error!(error:% = error; "the database refused submitted jobs");

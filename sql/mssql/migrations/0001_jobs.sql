@@ -145,10 +145,10 @@ CREATE TABLE Replicas (
     CONSTRAINT Replicas_Id PRIMARY KEY CLUSTERED (Id)
 );
 
--- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch.
+-- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch. At first there is nothing of the kind.
 CREATE TABLE Lanes (
     Lane    nvarchar(10) NOT NULL,
-    SweptTo datetime2(3) NOT NULL DEFAULT '19700101',
+    SweptTo datetime2(3) NOT NULL DEFAULT SYSUTCDATETIME(),
     CONSTRAINT Lanes_Lane PRIMARY KEY CLUSTERED (Lane)
 );
 

@@ -130,10 +130,10 @@ create table Replicas (
     Holds     integer      not null default 0
 );
 
--- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch.
+-- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch. At first there is nothing of the kind.
 create table Lanes (
     Lane    varchar(10) primary key,
-    SweptTo timestamptz not null default '-infinity'
+    SweptTo timestamptz not null default now()
 );
 
 insert into Lanes (Lane) values ('high'), ('medium'), ('low');

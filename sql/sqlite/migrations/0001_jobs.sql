@@ -119,10 +119,10 @@ create table Replicas (
     Holds     integer not null default 0
 );
 
--- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch.
+-- Everything dispatched to a lane before SweptTo has been claimed, or was given back to dispatch. At first there is nothing of the kind.
 create table Lanes (
     Lane    text    primary key,
-    SweptTo integer not null default 0
+    SweptTo integer not null default (cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer))
 ) without rowid;
 
 insert into Lanes (Lane) values ('high'), ('medium'), ('low');
