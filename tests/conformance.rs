@@ -993,13 +993,60 @@ fn only_ended_jobs_older_than_the_retention_are_pruned() {
         assert_eq!(store.prune_jobs(Duration::from_mins(1), None).expect("pruned").deleted, 0);
         std::thread::sleep(Duration::from_millis(20)); // OK: time must pass by the database's clock
         let pruned = store.prune_jobs(Duration::ZERO, None).expect("pruned");
-        store.prune_rest(Duration::ZERO).expect("pruned");
 
         assert_eq!(pruned.deleted, 2);
         let left: Vec<Seq> =
             store.jobs(&JobFilter::default(), None, 10).expect("read").iter().map(|job| job.seq).collect();
         assert_eq!(left, [stored[1].seq, stored[3].seq], "the failed and the queued one stay");
     });
+}
+
+#[test]
+fn old_results_of_calls_and_old_statistics_are_forgotten_a_batch_at_a_time() {
+    for dialect in dialects() {
+        let fresh = TestStore::new(dialect);
+        let store = &fresh.store;
+        store.migrate().expect("migrated");
+        let count = |table: &str| number(&fresh.connection_string, &format!("select count(*) from {table}"));
+        let (key_bytes, old) = match dialect {
+            Dialect::Mssql => (", KeyBytes", "DATEADD(hour, -25, SYSUTCDATETIME())"),
+            Dialect::Postgres => ("", "now() - interval '25 hours'"),
+            Dialect::Sqlite => ("", "cast((julianday('now') - 2440587.5) * 86400000 as integer) - 25 * 3600000"),
+        };
+        for chunk in 0..3 {
+            let rows =
+                |row: &dyn Fn(i32) -> String| (0..500).map(|n| row(chunk * 500 + n)).collect::<Vec<_>>().join(",");
+            let bytes = if key_bytes.is_empty() { "" } else { ", 1" };
+            let keys = rows(&|n| format!("('old {n}'{bytes}, 'x', '[]', {old})"));
+            execute(
+                &fresh.connection_string,
+                &format!(
+                    "INSERT INTO IdempotencyKeys (IdempotencyKey{key_bytes}, RequestHash, Results, CreatedAt) VALUES {keys}"
+                ),
+            );
+            let stats = rows(&|n| format!("({old}, 'low', 't{n}', 1)"));
+            execute(
+                &fresh.connection_string,
+                &format!("INSERT INTO JobStats (Minute, Lane, Type, ReplicaId) VALUES {stats}"),
+            );
+        }
+        let young = Idempotency { key: "young".into(), request_hash: [0; 32] };
+        store.submit_once(&[&NewJob::new("x", "{}")], &young, REPLICA, HORIZON_MS).expect("stored");
+        let day = Duration::from_hours(24);
+
+        let mut left = Vec::new();
+        while store.prune_idempotency().expect("pruned") {
+            left.push(count("IdempotencyKeys"));
+        }
+        while store.prune_stats(day).expect("pruned") {
+            left.push(count("JobStats"));
+        }
+
+        assert_eq!(left, [501, 500], "{dialect:?}: a thousand first");
+        assert_eq!((count("IdempotencyKeys"), count("JobStats")), (1, 0), "{dialect:?}");
+        let again = store.submit_once(&[&NewJob::new("x", "{}")], &young, REPLICA, HORIZON_MS).expect("answered");
+        assert!(matches!(again, Submitted::Before(_)), "{dialect:?}: the young one is still known");
+    }
 }
 
 #[test]

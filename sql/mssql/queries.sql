@@ -634,26 +634,36 @@ BEGIN
     IF @@ROWCOUNT < 1000 BREAK;
 END
 
--- prune_idempotency: forgets the results of old calls. In steps, so that no lock escalates.
--- Params: 1 kept_ms.
+-- idempotency_old: how many results of old calls there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
 DECLARE @ms bigint = ?;
+DECLARE @limit bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @stored_before datetime2(3) = {ago};
+SELECT COUNT_BIG(*) FROM (SELECT TOP (@limit) CreatedAt FROM IdempotencyKeys WITH (READPAST, READCOMMITTEDLOCK) WHERE CreatedAt < @stored_before) AS o
+
+-- prune_idempotency: forgets the results of old calls.
+-- Params: 1 kept_ms  2 limit.
+DECLARE @ms bigint = ?;
+DECLARE @limit bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @stored_before datetime2(3) = {ago};
 SET DEADLOCK_PRIORITY LOW;
-WHILE 1 = 1
-BEGIN
-    DELETE TOP (1000) FROM IdempotencyKeys WHERE CreatedAt < @stored_before;
-    IF @@ROWCOUNT < 1000 BREAK;
-END
+DELETE TOP (@limit) FROM IdempotencyKeys WHERE CreatedAt < @stored_before
 
--- prune_stats: forgets old statistics. In steps, so that no lock escalates.
--- Params: 1 kept_ms.
+-- stats_old: how many old rows of statistics there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
 DECLARE @ms bigint = ?;
+DECLARE @limit bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+DECLARE @counted_before datetime2(3) = {ago};
+SELECT COUNT_BIG(*) FROM (SELECT TOP (@limit) Minute FROM JobStats WITH (READPAST, READCOMMITTEDLOCK) WHERE Minute < @counted_before) AS o
+
+-- prune_stats: forgets old statistics.
+-- Params: 1 kept_ms  2 limit.
+DECLARE @ms bigint = ?;
+DECLARE @limit bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @counted_before datetime2(3) = {ago};
 SET DEADLOCK_PRIORITY LOW;
-WHILE 1 = 1
-BEGIN
-    DELETE TOP (1000) FROM JobStats WHERE Minute < @counted_before;
-    IF @@ROWCOUNT < 1000 BREAK;
-END
+DELETE TOP (@limit) FROM JobStats WHERE Minute < @counted_before

@@ -143,16 +143,17 @@ cross join lateral (select case when g.head = -1 then now() else (
     where j.Seq = g.head and not (j.LeaseToken is not null and j.LeasedBy is null)) end as before) as b
 
 -- dispatched: a page of what was dispatched to a lane, of which those still waiting for a worker are returned. It ends with the row behind a number
--- of others, and all of its moment; the index gives the order. Where nothing waits, one row tells the end alone.
+-- of others, and all of its moment; the index gives the order. Where nothing waits, one row tells the end alone. The end is a subquery of its own,
+-- and so a bound of the index: as a column to join with, it is left to a filter by a plan that was made while the table was empty.
 -- Params: 1 lane  2 after  3 until  4 others  5 until  6 lane  7 after (moments).  Returns end (moment), seq, replica, dispatched (moment).
 with page as materialized (
     select coalesce((select DispatchedAt from Jobs
                      where Priority = ? and DispatchedAt > timestamptz 'epoch' + ? * {us} and DispatchedAt <= timestamptz 'epoch' + ? * {us}
                      order by DispatchedAt offset ? limit 1), timestamptz 'epoch' + ? * {us}) as last
 )
-select cast(extract(epoch from page.last) * 1000000 as bigint), j.Seq, j.DispatchedBy, cast(extract(epoch from j.DispatchedAt) * 1000000 as bigint)
-from page left join Jobs as j on j.Priority = ? and j.DispatchedAt > timestamptz 'epoch' + ? * {us} and j.DispatchedAt <= page.last
-    and j.Status in ('queued', 'retrying')
+select (select cast(extract(epoch from last) * 1000000 as bigint) from page), j.Seq, j.DispatchedBy, cast(extract(epoch from j.DispatchedAt) * 1000000 as bigint)
+from (select 1 as one) as o left join Jobs as j
+    on j.Priority = ? and j.DispatchedAt > timestamptz 'epoch' + ? * {us} and j.DispatchedAt <= (select last from page) and j.Status in ('queued', 'retrying')
 
 -- replicas: which replicas are known, and which of them are dead.
 -- Params: 1 dead_after_ms.  Returns now (moment), replica (null: none is known), 1 if dead.
@@ -378,10 +379,19 @@ delete from Jobs where Seq = any(cast(? as bigint[])) and Status in ('completed'
 -- Params: 1 seqs (array).
 delete from JobAttempts where Seq = any(cast(? as bigint[]))
 
--- prune_idempotency: forgets the results of old calls.
--- Params: 1 kept_ms.
-delete from IdempotencyKeys where CreatedAt < now() - ? * {ms}
+-- idempotency_old: how many results of old calls there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
+select count(*) from (select 1 from IdempotencyKeys where CreatedAt < now() - ? * {ms} limit ?) as o
 
--- prune_stats: forgets old statistics.
--- Params: 1 kept_ms.
-delete from JobStats where Minute < now() - ? * {ms}
+-- prune_idempotency: forgets the results of the oldest calls.
+-- Params: 1 kept_ms  2 limit.
+delete from IdempotencyKeys
+where IdempotencyKey = any(array(select IdempotencyKey from IdempotencyKeys where CreatedAt < now() - ? * {ms} order by CreatedAt limit ?))
+
+-- stats_old: how many old rows of statistics there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
+select count(*) from (select 1 from JobStats where Minute < now() - ? * {ms} limit ?) as o
+
+-- prune_stats: forgets the oldest statistics. No row of a past minute is changed, so its place (ctid) is still its own.
+-- Params: 1 kept_ms  2 limit.
+delete from JobStats where ctid = any(array(select ctid from JobStats where Minute < now() - ? * {ms} order by Minute limit ?))

@@ -391,10 +391,20 @@ delete from Jobs where Seq in (select value from json_each(?)) and Status in ('c
 -- Params: 1 seqs (array).
 delete from JobAttempts where Seq in (select value from json_each(?))
 
--- prune_idempotency: forgets the results of old calls.
--- Params: 1 kept_ms.
-delete from IdempotencyKeys where CreatedAt < {now} - ?
+-- idempotency_old: how many results of old calls there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
+select count(*) from (select 1 from IdempotencyKeys where CreatedAt < {now} - ? limit ?)
 
--- prune_stats: forgets old statistics.
--- Params: 1 kept_ms.
-delete from JobStats where Minute < {now} - ?
+-- prune_idempotency: forgets the results of the oldest calls.
+-- Params: 1 kept_ms  2 limit.
+delete from IdempotencyKeys where IdempotencyKey in (
+    select IdempotencyKey from IdempotencyKeys where CreatedAt < {now} - ? order by CreatedAt limit ?)
+
+-- stats_old: how many old rows of statistics there are, up to a limit.
+-- Params: 1 kept_ms  2 limit.  Returns their number.
+select count(*) from (select 1 from JobStats where Minute < {now} - ? limit ?)
+
+-- prune_stats: forgets the oldest statistics.
+-- Params: 1 kept_ms  2 limit.
+delete from JobStats where (Minute, Lane, Type, ReplicaId) in (
+    select Minute, Lane, Type, ReplicaId from JobStats where Minute < {now} - ? order by Minute limit ?)

@@ -9,6 +9,8 @@ use crate::job::Seq;
 
 /// Jobs looked at and deleted in one transaction: with their attempts and index entries below SQL Server's 5,000 locks.
 const PRUNE_MAX: usize = 500;
+/// Rows of other tables that one statement deletes: two locks each.
+const PRUNE_ROWS_MAX: usize = 1_000;
 /// How long the results of a call with an idempotency key are kept.
 pub(crate) const IDEMPOTENCY_KEPT: Duration = Duration::from_hours(24);
 
@@ -53,12 +55,36 @@ impl Store {
         Ok(Pruned { deleted: old.len(), next: if reached_young { None } else { last } })
     }
 
-    /// Forgets the results of calls with idempotency keys after a day, and statistics older than `kept`.
+    /// Forgets results of calls with idempotency keys that were stored more than a day ago, the oldest first. Returns whether there may be
+    /// more.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn prune_rest(&self, kept: Duration) -> Result<(), StoreError> {
-        self.write_one(|session| session.execute("prune_idempotency", &[Param::Int(millis(IDEMPOTENCY_KEPT))]))?;
-        self.write_one(|session| session.execute("prune_stats", &[Param::Int(millis(kept))]))
+    pub fn prune_idempotency(&self) -> Result<bool, StoreError> {
+        self.prune_oldest("idempotency_old", "prune_idempotency", IDEMPOTENCY_KEPT)
+    }
+
+    /// Forgets statistics older than `kept`, the oldest first. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// As every call of the store.
+    pub fn prune_stats(&self, kept: Duration) -> Result<bool, StoreError> {
+        self.prune_oldest("stats_old", "prune_stats", kept)
+    }
+
+    fn prune_oldest(&self, ask: &'static str, prune: &'static str, kept: Duration) -> Result<bool, StoreError> {
+        let kept = Param::Int(millis(kept));
+        let mut count = 0;
+        // As in `dispatch`: an idle replica asks a plain question.
+        self.read(|session| {
+            session.query(ask, &[kept, limit(PRUNE_ROWS_MAX + 1)], |row| {
+                count = row.int(1)?;
+                Ok(())
+            })
+        })?;
+        if count > 0 {
+            self.write_one(|session| session.execute(prune, &[kept, limit(PRUNE_ROWS_MAX)]))?;
+        }
+        Ok(usize::try_from(count).is_ok_and(|count| count > PRUNE_ROWS_MAX))
     }
 }

@@ -36,6 +36,9 @@ const PRUNE_EVERY: Duration = Duration::from_hours(1);
 const GUARD_ROUNDS: u32 = 4;
 /// The first deletion after a start.
 const PRUNE_FIRST: Duration = Duration::from_mins(1);
+/// After a deletion that failed; also how much longer jobs are kept than they need be, so that none is deleted before the result of its call,
+/// however close the two times are.
+const PRUNE_PAUSE: Duration = Duration::from_mins(1);
 /// Pages of one deletion round; the rest follows in the next, so that dispatch is never held up for long.
 const PRUNE_PAGES_MAX: usize = 20;
 
@@ -153,14 +156,18 @@ impl Scheduler {
         judge(report, job.retry_count, job.max_retries, &(self.policy_of)(&job.job_type), random::unit())
     }
 
+    /// Deletes what is old, up to some pages; between them pushes what has become due.
     fn prune(&mut self) -> Result<(), StoreError> {
-        let store = self.lifecycle.store();
-        if self.prune_after.is_none() {
-            // First, so that the result of a call is never kept longer than its jobs are.
-            store.prune_rest(self.retention)?;
-        }
+        // Moved on first: what fails is not tried again in every round.
+        self.next_prune = Instant::now() + PRUNE_PAUSE;
+        let (lifecycle, store) = (&self.lifecycle, self.lifecycle.store());
         for _ in 0..PRUNE_PAGES_MAX {
-            let pruned = store.prune_jobs(self.retention, self.prune_after)?;
+            lifecycle.push_due_timers(Instant::now());
+            // In this order, so that the result of a call is never kept longer than its jobs are.
+            if store.prune_idempotency()? || store.prune_stats(self.retention)? {
+                continue;
+            }
+            let pruned = store.prune_jobs(self.retention + PRUNE_PAUSE, self.prune_after)?;
             self.prune_after = pruned.next;
             if pruned.deleted > 0 {
                 log::debug!(jobs = pruned.deleted; "deleted ended jobs");
@@ -170,6 +177,7 @@ impl Scheduler {
                 return Ok(());
             }
         }
+        self.next_prune = Instant::now();
         Ok(())
     }
 }
@@ -232,5 +240,42 @@ impl Duty for Scheduler {
         }
         next = self.lifecycle.next_expiry().map_or(next, |at| at.min(next));
         Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::ReplicaId;
+    use crate::lifecycle::Policy;
+    use crate::queue::Lanes;
+    use crate::store::{Options, Store};
+
+    #[test]
+    fn a_deletion_that_fails_is_not_tried_again_at_once() {
+        let file = std::env::temp_dir().join(format!("trilane-{}.db", uuid::Uuid::new_v4()));
+        let connection_string = Store::sqlite_connection_string(&file);
+        let store = Store::open(&Options { connection_string, connections_max: 1, wait: Duration::from_secs(20) });
+        let policy = Policy {
+            replica: ReplicaId(41),
+            replica_name: "test".to_owned(),
+            tick: Duration::from_mins(2),
+            lease: Duration::from_secs(30),
+            lane_buffer_max: 10,
+            lanes_are_shared: false,
+            has_lanes: true,
+        };
+        let lifecycle = Arc::new(Lifecycle::new(store.expect("the store opens"), Lanes::memory(10), policy));
+        let ticker = Ticker::new(Arc::clone(&lifecycle));
+        let policy_of: PolicyOf = Arc::new(|_| RetryPolicy { base: Duration::ZERO, cap: Duration::ZERO });
+        let day = Duration::from_hours(24);
+        let mut scheduler = Scheduler::new(lifecycle, Arc::default(), ticker, policy_of, day, None);
+        scheduler.next_prune = Instant::now();
+
+        let pruned = scheduler.prune();
+
+        assert!(pruned.is_err(), "there are no tables");
+        assert!(scheduler.next_prune > Instant::now() + PRUNE_PAUSE / 2);
+        let _ = std::fs::remove_file(file);
     }
 }

@@ -223,6 +223,8 @@ CREATE NONCLUSTERED INDEX Jobs_Dispatch ON Jobs (Priority, DispatchedAt, RunAt);
 
 CREATE UNIQUE NONCLUSTERED INDEX FailedJobs_Id ON FailedJobs (Id);
 CREATE NONCLUSTERED INDEX FailedJobs_OriginalJobId ON FailedJobs (OriginalJobId);
+-- Which are old enough to be forgotten.
+CREATE NONCLUSTERED INDEX IdempotencyKeys_CreatedAt ON IdempotencyKeys (CreatedAt);
 CREATE NONCLUSTERED INDEX Leases_LeaseUntil ON Leases (LeaseUntil);
 
 EXEC (@grants);

@@ -122,6 +122,9 @@ create table IdempotencyKeys (
     CreatedAt      timestamptz not null default now()
 );
 
+-- Which are old enough to be forgotten.
+create index IdempotencyKeys_CreatedAt on IdempotencyKeys (CreatedAt);
+
 create table Replicas (
     Id        bigint primary key,
     Name      varchar(200) not null,

@@ -111,6 +111,9 @@ create table IdempotencyKeys (
     CreatedAt      integer not null default (cast(round((julianday('now') - 2440587.5) * 86400000.0) as integer))
 ) without rowid;
 
+-- Which are old enough to be forgotten.
+create index IdempotencyKeys_CreatedAt on IdempotencyKeys (CreatedAt);
+
 create table Replicas (
     Id        integer primary key,
     Name      text    not null,
