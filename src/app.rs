@@ -40,6 +40,8 @@ const RELEASE_WAIT: Duration = Duration::from_secs(4);
 const HANDLES_BESIDE: usize = 96;
 /// The same for each worker: the pipes of a command.
 const HANDLES_OF_A_WORKER: usize = 6;
+/// How long after its return an error of the database may be of a call that began before.
+const OUTAGE_SETTLING: Duration = Duration::from_secs(1);
 /// How long the last outcomes and releases may take.
 const LAST_WRITES_WAIT: Duration = Duration::from_secs(5);
 
@@ -96,7 +98,7 @@ impl Service {
         let server = HttpServer::bind(settings.http_addr)?;
         let lifecycle = Arc::new(open::lifecycle(settings)?);
         let metrics = Arc::new(Metrics::default());
-        let database = Arc::new(Outage::new("the database"));
+        let database = Arc::new(Outage::new("the database").settling(OUTAGE_SETTLING));
         let held = Arc::new(Held::default());
         let registry = Arc::new(registry);
         let ticker = Ticker::new(Arc::clone(&lifecycle));

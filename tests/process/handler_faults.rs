@@ -105,8 +105,7 @@ fn handlers_that_misbehave_leave_all_workers_free_and_nothing_behind() {
 }
 
 fn assert_ended(job: &Value, name: &str, status: &str, why: &str) {
-    let told = job.to_string();
-    let told = &told[..told.len().min(500)];
+    let told: String = job.to_string().chars().take(500).collect();
     assert_eq!(job["status"], status, "{name}: {told}");
     if status == "failed" {
         let reason = text(&job["last_error"]);
@@ -203,7 +202,8 @@ fn rust_handlers_that_panic_or_never_return_cost_no_worker() {
         ("TRILANE_DRAIN_SECONDS".to_owned(), "1".to_owned()),
     ]);
     let service = Service::start(&Settings::from_map(&settings).expect("good settings"), registry).expect("it starts");
-    assert_eq!(workers(), ["worker-1", "worker-2"]);
+    // A thread gives itself its name.
+    wait_until(SOON, "the workers have started", || workers() == ["worker-1", "worker-2"]);
     let insert = |job_type: &str| {
         site.execute(&format!(
             "insert into Jobs (Type, Payload, MaxRetries, TimeoutMs) values ('{job_type}', '{{}}', 0, {LIMIT_MS})"
