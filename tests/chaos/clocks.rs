@@ -97,7 +97,8 @@ fn a_lease_runs_out_by_the_clock_of_the_database(scene: &Scene, [mut right, fast
 }
 
 fn start(scene: &Scene, off_ms: i64) -> Trilane {
-    let settings = scene.settings();
+    // Long enough for what is due in some seconds to wait in the timers of the replica that took it.
+    let settings = scene.settings().with("TRILANE_TICK_SECONDS", 5);
     if off_ms == 0 {
         return scene.site.start(&settings);
     }
