@@ -23,7 +23,7 @@ use crate::store::{DeadLetterFilter, JobFilter, StoreError};
 /// The most rows in one page.
 const LIMIT_MAX: usize = 1_000;
 /// Rows of the first chunk, when nothing is known of their size.
-const CHUNK_ROWS_FIRST: usize = 50;
+const CHUNK_ROWS_FIRST: usize = 16;
 /// Rows of the largest chunk.
 const CHUNK_ROWS_MAX: usize = 500;
 /// What a chunk should hold, in bytes of JSON.

@@ -6,6 +6,8 @@
 mod postgres_server;
 #[path = "../support/proxy.rs"]
 mod proxy;
+#[path = "../support/raw.rs"]
+mod raw;
 #[path = "../support/redis_server.rs"]
 #[expect(dead_code, reason = "the tests of the lanes use the rest")]
 mod redis_server;
@@ -27,6 +29,9 @@ mod cut;
 mod database_faults;
 mod faults;
 mod handler_faults;
+mod http_floods;
+mod http_random;
+mod http_requests;
 mod idle;
 mod load;
 mod outage;

@@ -1,9 +1,15 @@
 //! What all requests under way share: memory for bodies, and places for listings.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The most listings under way at once; each holds a chunk of rows until its client has taken it.
-const LISTINGS_MAX: usize = 32;
+const LISTINGS_MAX: usize = 16;
+/// How long a listing waits for its place.
+pub(super) const LISTING_WAIT: Duration = Duration::from_millis(500);
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Memory for large bodies, in bytes, unless the largest body allowed needs more.
 const BODIES_BYTES_MAX: usize = 64 << 20;
 /// So many of the largest bodies allowed find room.
@@ -38,6 +44,18 @@ pub(super) struct Pool {
 impl Pool {
     fn new(max: usize) -> Pool {
         Pool { max, taken: AtomicUsize::new(0) }
+    }
+
+    /// The same, if there is within `wait`.
+    pub(super) fn take_within(&self, count: usize, wait: Duration) -> Option<Share<'_>> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let share = self.take(count);
+            if share.is_some() || Instant::now() >= deadline {
+                return share;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
     }
 
     #[cfg(test)]

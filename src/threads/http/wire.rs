@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use tiny_http::{HTTPVersion, Refusal, StatusCode};
 
-use super::share::{Share, Shares};
+use super::share::{LISTING_WAIT, Share, Shares};
 use crate::api::{self, Answer, Api, Body, Headers, Kind, Problem};
 
 /// The `Server` header.
@@ -24,7 +24,7 @@ const RETRY_SECONDS: u32 = 1;
 /// Has a request answered, and sends the answer; the connection is closed then if `close` says so.
 pub(super) fn serve(mut request: tiny_http::Request<'_>, api: &Api, shares: &Shares, close: &dyn Fn() -> bool) {
     let head = Head::of(&mut request);
-    let listing = api.lists(&head.target).then(|| shares.listings.take(1));
+    let listing = api.lists(&head.target).then(|| shares.listings.take_within(1, LISTING_WAIT));
     let refusal = match &listing {
         Some(None) => Some(unavailable("too many listings are under way; ask again later")),
         _ => head.refusal(),

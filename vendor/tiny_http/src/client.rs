@@ -333,13 +333,14 @@ impl Client {
                 let line = self.start..self.start + place;
                 self.start += place + 1;
                 return match self.buffer[line].split_last() {
+                    Some((_, line)) if line.len() > CHUNK_LINE_BYTES_MAX => Err(too_long()),
                     Some((b'\r', line)) if line.iter().all(|byte| is_text(*byte)) => Ok(line),
                     _ => Err(invalid("a line between chunks is not text that ends with CR LF")),
                 };
             }
             searched = bytes.len();
             if searched > CHUNK_LINE_BYTES_MAX {
-                return Err(invalid("a line between chunks is too long"));
+                return Err(too_long());
             }
             if self.fill_body()? == 0 {
                 return Err(self.ended());
@@ -429,6 +430,10 @@ fn retried(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 
 fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn too_long() -> io::Error {
+    invalid("a line between chunks is too long")
 }
 
 fn position(bytes: &[u8], wanted: u8) -> Option<usize> {

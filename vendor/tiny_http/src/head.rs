@@ -60,8 +60,8 @@ fn refusal_of(error: httparse::Error, bytes: &[u8]) -> Refusal {
         httparse::Error::Version => {
             // What is no version at all is no request of a later HTTP either.
             let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
-            let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
-            if version.starts_with(b"HTTP/") {
+            let mut words = line.split(|byte| *byte == b' ').skip(2);
+            if words.next().is_some_and(|version| version.starts_with(b"HTTP/")) && words.next().is_none() {
                 Refusal::Version
             } else {
                 Refusal::Malformed("the request line does not end with a version of HTTP")

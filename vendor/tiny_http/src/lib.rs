@@ -11,7 +11,7 @@ mod head;
 mod request;
 mod watch;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
@@ -181,13 +181,22 @@ fn is_of_one_client(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | TimedOut)
 }
 
+/// Says so and does not wait. OK: errors; what has come is read, for it would take back what is said.
+fn dismiss(socket: &TcpStream, refusal: &[u8]) {
+    if socket.set_nonblocking(true).is_ok() {
+        let mut socket = socket;
+        let _ = socket.read(&mut [0; 4 << 10]);
+        let _ = socket.write(refusal);
+    }
+}
+
 fn welcome(socket: TcpStream, address: SocketAddr, watch: &Arc<Watch>, service: &Arc<dyn Service>) {
     // An answer is written at once, and must not wait for the last one to be acknowledged. OK: without it, it is only slower.
     let _ = socket.set_nodelay(true);
     let (connection, refused) = match watch.admit(socket, service.as_ref()) {
         Admission::Served(connection) => (connection, false),
         Admission::Refused(connection) => (connection, true),
-        Admission::Dropped => return,
+        Admission::Dropped(socket) => return dismiss(&socket, &service.refusal(Refusal::Full)),
     };
     let for_thread = Arc::clone(service);
     let spawned = thread::Builder::new().name("http".to_owned()).stack_size(STACK_BYTES).spawn(move || {

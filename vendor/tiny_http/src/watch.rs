@@ -15,12 +15,12 @@ use crate::{Limits, Notice, Service};
 
 /// Between two looks at the connections, at most.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Connections that may be refused at once, beyond the limit; further ones are closed unanswered.
+/// Connections that may be refused at once, beyond the limit; further ones are told without being waited for.
 const REFUSED_MAX: usize = 32;
-/// A new connection, or a head, may take this long before it makes room for others at the limit.
-const NEW_GRACE: Duration = Duration::from_millis(250);
-/// The same for a body, an answer, and a connection that is over.
-const STEP_GRACE: Duration = Duration::from_secs(2);
+/// A head, or a step of a body, may take this long before its connection makes room for others at the limit.
+const GRACE: Duration = Duration::from_millis(250);
+/// The same for a step of an answer: it may be of something that was done.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
 /// How long the thread that accepts waits for one that is being closed, at once.
 const LEAVE_WAIT: Duration = Duration::from_millis(100);
 /// A notice ends when its reason has not come up for this long.
@@ -110,7 +110,7 @@ pub struct Counts {
     pub accepted: u64,
     /// Open now, without those being refused.
     pub open: u64,
-    /// Answered 503 or closed unanswered at the limit of connections.
+    /// Answered 503 at the limit of connections.
     pub refused: u64,
     /// Closed to make room for others.
     pub displaced: u64,
@@ -157,7 +157,8 @@ impl Span {
 pub(crate) enum Admission {
     Served(Guard),
     Refused(Guard),
-    Dropped,
+    /// There is no thread for it, not even to be refused.
+    Dropped(TcpStream),
 }
 
 /// A connection as its thread has it: at its end, also by a panic, the watch forgets it.
@@ -244,7 +245,7 @@ impl Watch {
             open = self.left.wait_timeout(open, LEAVE_WAIT).map_or_else(|error| error.into_inner().0, |(open, _)| open);
         }
         if self.is_closed() {
-            return Admission::Dropped;
+            return Admission::Dropped(socket);
         }
         let is_full = open.connections.len() - open.refusing >= self.limits.connections_max;
         let refused = is_full && self.displace(&mut open).is_none();
@@ -252,7 +253,7 @@ impl Watch {
         open.counts.refused += u64::from(refused);
         let is_news = is_full && open.full.note();
         let admission = if dropped {
-            Admission::Dropped
+            Admission::Dropped(socket)
         } else {
             let id = open.next_id;
             open.next_id += 1;
@@ -426,11 +427,12 @@ fn age(state: u64, now: Duration) -> Duration {
 fn worth(state: u64, now: Duration) -> Option<u8> {
     let age = age(state, now);
     let (grace, after, before) = match phase_of(state) {
-        phase if phase == Phase::Leave as u64 || phase == Phase::Late as u64 => (NEW_GRACE, Some(0), None),
-        phase if phase == Phase::New as u64 || phase == Phase::Head as u64 => (NEW_GRACE, Some(1), Some(4)),
-        phase if phase == Phase::Kept as u64 => (NEW_GRACE, Some(2), Some(3)),
-        phase if phase == Phase::Body as u64 || phase == Phase::Answer as u64 => (STEP_GRACE, Some(3), None),
-        _ => (STEP_GRACE, None, None),
+        phase if phase == Phase::Leave as u64 || phase == Phase::Late as u64 => (GRACE, Some(0), None),
+        phase if phase == Phase::New as u64 || phase == Phase::Head as u64 => (GRACE, Some(1), Some(4)),
+        phase if phase == Phase::Kept as u64 => (GRACE, Some(2), Some(3)),
+        phase if phase == Phase::Body as u64 => (GRACE, Some(3), None),
+        phase if phase == Phase::Answer as u64 => (ANSWER_GRACE, Some(3), None),
+        _ => (GRACE, None, None),
     };
     if age > grace { after } else { before }
 }
