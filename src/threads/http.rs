@@ -205,21 +205,24 @@ impl Service for Shared {
     }
 
     fn notice(&self, notice: Notice<'_>) {
-        let seconds = |time: Duration| time.as_millis();
+        let millis = |time: Duration| time.as_millis();
         match notice {
             Notice::AcceptFails(error) => {
                 log::warn!(error:%; "http can accept no new connections; it goes on trying");
             }
-            Notice::Accepts(outage) => log::info!(outage_ms = seconds(outage); "http accepts connections again"),
+            Notice::Accepts(outage) => log::info!(outage_ms = millis(outage); "http accepts connections again"),
             Notice::Full => {
                 log::warn!(
                     "http has as many connections as it may; those that do nothing are closed, or new ones refused"
                 );
             }
-            Notice::Room(time, Counts { open, refused, displaced, .. }) => log::info!(
-                time_ms = seconds(time), connections = open, refused_total = refused, displaced_total = displaced;
-                "http has room for connections again"
-            ),
+            Notice::Room(time, Counts { open, refused, displaced, .. }) => {
+                handles::give_memory_back();
+                log::info!(
+                    time_ms = millis(time), connections = open, refused_total = refused, displaced_total = displaced;
+                    "http has room for connections again"
+                );
+            }
         }
     }
 }

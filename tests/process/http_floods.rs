@@ -20,7 +20,7 @@ const MORE_THREADS: u64 = 80;
 /// What so many connections may take, in a build without optimisation.
 const MORE_MEMORY_MIB: u64 = 160;
 /// What of it the allocator may keep.
-const KEPT_MEMORY_MIB: u64 = 48;
+const KEPT_MEMORY_MIB: u64 = 64;
 /// The longest that a good client may find nobody, on a busy machine.
 const GAP_MAX: Duration = Duration::from_secs(10);
 
@@ -114,7 +114,6 @@ fn ten_thousand_silent_and_slow_clients_do_not_keep_a_good_one_out() {
     assert!(peak.memory_mib <= before.memory_mib + MORE_MEMORY_MIB, "{before:?}, {peak:?}");
     wait_until(SOON, "everything is given back", || {
         let now = usage(process.pid());
-        eprintln!("{now:?}");
         now.threads <= before.threads + 2
             && now.file_handles <= before.file_handles + 4
             && now.memory_mib <= before.memory_mib + KEPT_MEMORY_MIB

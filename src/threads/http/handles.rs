@@ -1,4 +1,5 @@
-//! File handles: as many as connections need, and a reserve for everything else.
+//! What the system gives: file handles, as many as connections need and a reserve for everything else; and memory, given back after a
+//! flood.
 
 use std::io;
 
@@ -28,6 +29,15 @@ fn raised(wanted: u64) -> io::Result<u64> {
     // SAFETY: the pointer is to a live value, which the call only reads.
     let is_raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0;
     Ok(if is_raised { limit.rlim_cur } else { before })
+}
+
+/// Gives memory that is free back to the system. The allocator keeps what each of many threads used, and a flood would leave its mark.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a call without pointers, which any thread may make.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ fn a_head_that_comes_byte_by_byte_gets_408() {
         if client.try_send(&[*byte]).is_err() || server.server.counts().slow > 0 {
             break;
         }
+        assert!(begun.elapsed() < Duration::from_secs(10), "never: it is too slow");
         std::thread::sleep(Duration::from_millis(20));
     }
 
@@ -64,7 +65,9 @@ fn empty_lines_before_a_head_do_not_buy_time() {
     let server = serve_with(&Arc::new(Fake::default()), &short());
     let mut client = connect(&server);
 
+    let deadline = soon();
     while client.try_send(b"\r\n").is_ok() && server.server.counts().slow == 0 {
+        assert!(Instant::now() < deadline, "never: it is too slow");
         std::thread::sleep(Duration::from_millis(20));
     }
 
@@ -231,6 +234,22 @@ fn large_bodies_share_a_bounded_memory_and_small_ones_go_past_it() {
 }
 
 #[test]
+fn listings_have_a_bounded_number_of_places_and_nothing_else_needs_one() {
+    let server = serve(&Arc::new(Fake::default()));
+    let mut client = connect(&server);
+    let places = server.shared.shares.listings.left();
+
+    let all = server.shared.shares.listings.take(places);
+    let (listing, job) = (client.ask(&get("/failed-jobs")), client.ask(&post(JOB)));
+    drop(all);
+    let listing_after = client.ask(&get("/failed-jobs"));
+
+    assert_eq!((listing.status, job.status, listing_after.status), (503, 200, 200));
+    assert!(listing.head.contains("\r\nRetry-After: 1\r\n"), "{}", listing.head);
+    assert_eq!(server.shared.shares.listings.left(), places);
+}
+
+#[test]
 fn a_stop_does_not_wait_long_for_clients_that_are_stuck() {
     let fake = Arc::new(Fake::default());
     fake.fill(30_000, "t", &"x".repeat(900));
@@ -244,7 +263,7 @@ fn a_stop_does_not_wait_long_for_clients_that_are_stuck() {
     in_answer.send(get("/getAllJobs").as_bytes());
     wait_until("both are under way", || server.shared.busy.load(Ordering::SeqCst) == 2);
 
-    let (left, refusing) = server.stop(Instant::now() + NEVER);
+    let (left, refusing) = server.stop(soon());
     drop(refusing);
 
     assert_eq!(left, 0);
