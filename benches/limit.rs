@@ -55,7 +55,7 @@ pub(crate) fn measure(site: &Site, jobs: usize) -> Result<Limit, Error> {
         });
         for batch in seqs.chunks(BATCH_MAX) {
             // A closed channel means that the finisher has failed, which is told below.
-            if sender.send(store.claim(batch, replica, LEASE).map_err(|error| error.to_string())?).is_err() {
+            if sender.send(store.claim(batch, replica, LEASE).map_err(|error| error.to_string())?.jobs).is_err() {
                 break;
             }
         }

@@ -236,6 +236,7 @@ impl Running {
         database: &Arc<Outage>,
     ) -> Result<Running, StartError> {
         let (senders, receivers) = feeder::channels();
+        let untaken = receivers.clone();
         let (outcomes, unstored) = Outcomes::channel();
         let finisher = Finisher::new(unstored, &outcomes, Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics));
         let load = Arc::new(Load::default());
@@ -255,8 +256,8 @@ impl Running {
             metrics: Arc::clone(metrics),
             ticker: ticker.clone(),
             channels: senders,
+            untaken,
             load,
-            workers: settings.workers,
             is_unsure: false,
         };
         let deadlines = Deadlines::new(Arc::clone(&workers));

@@ -65,7 +65,7 @@ fn round_trip(
     let results = store.submit(&new.iter().collect::<Vec<_>>(), REPLICA, Some(0)).expect("stored");
     // Two jobs of one batch may have drawn one key.
     let seqs: Vec<Seq> = results.iter().filter_map(|result| Some(result.as_ref().ok()?.seq)).collect();
-    let claimed = store.claim(&seqs, REPLICA, LEASE).expect("claimed");
+    let claimed = store.claim(&seqs, REPLICA, LEASE).expect("claimed").jobs;
     prop_assert_eq!(claimed.len(), seqs.len());
 
     let given = |id| new.iter().zip(jobs).find(|(job, _)| job.id == id).expect("submitted").1;

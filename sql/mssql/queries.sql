@@ -113,6 +113,16 @@ INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK) ON JobKeys.UniqueKey = k.unique_key
 WHERE JobKeys.JobId = g.id
 {seek}
 
+-- keys_free_of: gives up the unique keys of jobs that ended, as their rows name them.
+-- Params: 1 seqs (array).
+DECLARE @seqs nvarchar(max) = ?;
+DELETE FROM JobKeys
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
+INNER JOIN JobKeys WITH (ROWLOCK, FORCESEEK) ON JobKeys.UniqueKey = j.UniqueKey AND JobKeys.KeyBytes = DATALENGTH(j.UniqueKey)
+WHERE JobKeys.JobId = j.Id
+{seek}
+
 -- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
 -- ORDER BY makes the identity follow the order of the jobs. The numbers are read by the index on Id, within the transaction: where the
 -- reading fails, nothing is stored.
@@ -163,15 +173,17 @@ WHERE {free} AND {lane} IN (N'high', N'medium', N'low')
 -- Params: 1 limit.  Returns seq, lane.
 SELECT TOP (?) Seq, Priority FROM Jobs WITH (FORCESEEK) WHERE {free}
 
--- bury_odd: gives up jobs that cannot be dispatched.
--- Params: 1 error  2 seqs (array).  Returns seq.
+-- bury_odd: gives up jobs that cannot be dispatched, or read; a running one only under the given token, or if it was never claimed.
+-- Params: 1 error  2 seqs (array)  3 token (-1: none).  Returns seq.
 DECLARE @error nvarchar(max) = ?;
 DECLARE @seqs nvarchar(max) = ?;
+DECLARE @token bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs WITH (ROWLOCK) SET Status = N'failed', LastError = @error, DispatchedAt = @now, FinishedAt = @now, UpdatedAt = @now
 OUTPUT inserted.Seq
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
-WHERE Jobs.Seq = g.seq AND Jobs.Status NOT IN (N'running', N'completed', N'failed', N'cancelled')
+WHERE Jobs.Seq = g.seq AND Jobs.Status NOT IN (N'completed', N'failed', N'cancelled')
+  AND (Jobs.Status <> N'running' OR ISNULL(Jobs.LeaseToken, -1) = @token)
 {loop}
 
 -- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
@@ -360,18 +372,18 @@ WHERE Jobs.Seq = h.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = h.toke
 {loop}
 
 -- complete: marks running jobs as completed, each under its own token.
--- Params: 1 held (JSON array of [token, seq]).  Returns seq.
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq, token.
 DECLARE @held nvarchar(max) = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs WITH (ROWLOCK) SET Status = N'completed', FinishedAt = @now, UpdatedAt = @now
-OUTPUT inserted.Seq
+OUTPUT inserted.Seq, inserted.LeaseToken
 FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
 WHERE Jobs.Seq = h.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = h.token
 {loop}
 
 -- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
 -- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 texts  3 replica  4 horizon_ms (null: dispatch none).
--- Returns seq, due_in_ms (null: not dispatched).
+-- Returns seq, token, due_in_ms (null: not dispatched).
 DECLARE @failures nvarchar(max) = ?;
 DECLARE @texts nvarchar(max) = ?;
 DECLARE @replica bigint = ?;
@@ -385,7 +397,7 @@ UPDATE Jobs WITH (ROWLOCK) SET
     RunAt = CASE WHEN f.bury = 1 THEN Jobs.RunAt ELSE r.run_at END,
     DispatchedAt = CASE WHEN f.bury = 1 THEN Jobs.DispatchedAt WHEN r.due_in_ms IS NOT NULL THEN r.run_at END,
     DispatchedBy = CASE WHEN f.bury = 1 THEN Jobs.DispatchedBy WHEN r.due_in_ms IS NOT NULL THEN @replica END
-OUTPUT inserted.Seq, r.due_in_ms
+OUTPUT inserted.Seq, inserted.LeaseToken, r.due_in_ms
 FROM OPENJSON(@failures) WITH (
     seq bigint '$.seq', token bigint '$.token', bury bit '$.bury', error_begin int '$.error[0]', error_length int '$.error[1]',
     delay_ms bigint '$.delay_ms') AS f
@@ -411,7 +423,7 @@ WHERE NOT EXISTS (SELECT 1 FROM JobAttempts AS a WITH (FORCESEEK) WHERE a.Seq = 
 DECLARE @letters nvarchar(max) = ?;
 DECLARE @texts nvarchar(max) = ?;
 INSERT INTO FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
-SELECT l.id, j.Id, j.Type, j.Payload, j.Priority, SUBSTRING({texts}, l.reason_begin, l.reason_length)
+SELECT l.id, j.Id, j.Type, COALESCE(j.Payload, N'null'), j.Priority, SUBSTRING({texts}, l.reason_begin, l.reason_length)
 FROM OPENJSON(@letters) WITH (seq bigint '$.seq', id uniqueidentifier '$.id', reason_begin int '$.reason[0]', reason_length int '$.reason[1]') AS l
 INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = l.seq
 {seek}

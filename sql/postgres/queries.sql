@@ -57,6 +57,11 @@ where UniqueKey = any(array(select k.unique_key from json_to_recordset(cast(? as
 delete from JobKeys using json_to_recordset(cast(? as json)) as k(unique_key text, id uuid)
 where JobKeys.UniqueKey = k.unique_key and JobKeys.JobId = k.id
 
+-- keys_free_of: gives up the unique keys of jobs that ended, as their rows name them.
+-- Params: 1 seqs (array).
+delete from JobKeys using Jobs
+where Jobs.Seq = any(cast(? as bigint[])) and JobKeys.UniqueKey = Jobs.UniqueKey and JobKeys.JobId = Jobs.Id
+
 -- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
 -- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms (null: not dispatched), timeout_ms,
 --         unique_key})  2 replica.
@@ -93,10 +98,11 @@ where Seq = any(array(select Seq from Jobs where {free} and lower(trim(Priority)
 -- Params: 1 limit.  Returns seq, lane.
 select Seq, Priority from Jobs where {free} limit ?
 
--- bury_odd: gives up jobs that cannot be dispatched.
--- Params: 1 error  2 seqs (array).  Returns seq.
+-- bury_odd: gives up jobs that cannot be dispatched, or read; a running one only under the given token, or if it was never claimed.
+-- Params: 1 error  2 seqs (array)  3 token (-1: none).  Returns seq.
 update Jobs set Status = 'failed', LastError = ?, DispatchedAt = now(), FinishedAt = now(), UpdatedAt = now()
-where Seq = any(cast(? as bigint[])) and Status not in ('running', 'completed', 'failed', 'cancelled')
+where Seq = any(cast(? as bigint[])) and Status not in ('completed', 'failed', 'cancelled')
+  and (Status <> 'running' or coalesce(LeaseToken, -1) = ?)
 returning Seq
 
 -- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
@@ -198,15 +204,15 @@ where Seq = any(cast(? as bigint[])) and case when Status = 'running' and (Seq, 
 returning Seq, Priority
 
 -- complete: marks running jobs as completed, each under its own token.
--- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq  3 seqs (array).  Returns seq.
+-- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq  3 seqs (array).  Returns seq, token.
 with held as (select unnest(cast(? as bigint[])) as token, unnest(cast(? as bigint[])) as seq)
 update Jobs set Status = 'completed', FinishedAt = now(), UpdatedAt = now()
 where Seq = any(cast(? as bigint[])) and case when Status = 'running' and (Seq, LeaseToken) in (select seq, token from held) then true end
-returning Seq
+returning Seq, LeaseToken
 
 -- fail: retries or buries running jobs, each under its own token. A retry due within the horizon counts as dispatched by this replica.
 -- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 replica  3 horizon_ms (null: dispatch none)  4 seqs (array).
--- Returns seq, due_in_ms (null: not dispatched).
+-- Returns seq, token, due_in_ms (null: not dispatched).
 with f as (
     select * from json_to_recordset(cast(? as json)) as f(seq bigint, token bigint, bury boolean, error text, delay_ms bigint)
 ), d as (
@@ -222,7 +228,7 @@ update Jobs set
     DispatchedBy = case when f.bury then DispatchedBy when f.delay_ms <= d.horizon_ms then d.replica end
 from f cross join d
 where Jobs.Seq = any(cast(? as bigint[])) and Jobs.Seq = f.seq and case when Jobs.LeaseToken = f.token and Jobs.Status = 'running' then true end
-returning Jobs.Seq, case when f.bury or f.delay_ms > coalesce(d.horizon_ms, -1) then null else f.delay_ms end
+returning Jobs.Seq, Jobs.LeaseToken, case when f.bury or f.delay_ms > coalesce(d.horizon_ms, -1) then null else f.delay_ms end
 
 -- attempts_add: keeps the errors of failed attempts.
 -- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 seqs (array).
@@ -236,7 +242,7 @@ on conflict do nothing
 -- dead_letters_add: one dead letter for each job just buried.
 -- Params: 1 letters (JSON array of {seq, id, reason})  2 seqs (array).
 insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
-select l.id, j.Id, j.Type, j.Payload, j.Priority, l.reason
+select l.id, j.Id, j.Type, coalesce(j.Payload, 'null'), j.Priority, l.reason
 from json_to_recordset(cast(? as json)) as l(seq bigint, id uuid, reason text)
 join Jobs as j on j.Seq = l.seq
 where j.Seq = any(cast(? as bigint[]))

@@ -59,6 +59,10 @@ select UniqueKey, JobId from JobKeys where UniqueKey in (select json_extract(val
 -- Params: 1 keys (JSON array of {unique_key, id}).
 delete from JobKeys where (UniqueKey, JobId) in (select json_extract(value, '$.unique_key'), json_extract(value, '$.id') from json_each(?))
 
+-- keys_free_of: gives up the unique keys of jobs that ended, as their rows name them.
+-- Params: 1 seqs (array).
+delete from JobKeys where (UniqueKey, JobId) in (select UniqueKey, Id from Jobs where Seq in (select value from json_each(?)) and UniqueKey is not null)
+
 -- submit: stores jobs. Those due within their horizon count as dispatched at the moment they are due; their id is then pushed by the caller.
 -- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, at_ms, delay_ms, horizon_ms (null: not dispatched), timeout_ms,
 --         unique_key})  2 replica.
@@ -97,13 +101,15 @@ where Seq in (select Seq from Jobs where {free} and lower(trim(Priority)) in ('h
 select Seq, Priority from Jobs where {free} limit ?
 
 -- bury_odd_before: the jobs that bury_odd gives up.
--- Params: 1 seqs (array).  Returns seq.
-select Seq from Jobs where Seq in (select value from json_each(?)) and Status not in ('running', 'completed', 'failed', 'cancelled')
+-- Params: 1 seqs (array)  2 token (-1: none).  Returns seq.
+select Seq from Jobs where Seq in (select value from json_each(?)) and Status not in ('completed', 'failed', 'cancelled')
+  and (Status <> 'running' or coalesce(LeaseToken, -1) = ?)
 
--- bury_odd: gives up jobs that cannot be dispatched.
--- Params: 1 error  2 seqs (array).
+-- bury_odd: gives up jobs that cannot be dispatched, or read; a running one only under the given token, or if it was never claimed.
+-- Params: 1 error  2 seqs (array)  3 token (-1: none).
 update Jobs set Status = 'failed', LastError = ?, DispatchedAt = {now}, FinishedAt = {now}, UpdatedAt = {now}
-where Seq in (select value from json_each(?)) and Status not in ('running', 'completed', 'failed', 'cancelled')
+where Seq in (select value from json_each(?)) and Status not in ('completed', 'failed', 'cancelled')
+  and (Status <> 'running' or coalesce(LeaseToken, -1) = ?)
 
 -- set_aside: takes rows that were given up, or have ended already, off the list of what waits.
 -- Params: 1 seqs (array).
@@ -211,8 +217,8 @@ update Jobs set Status = case when RetryCount > 0 then 'retrying' else 'queued' 
 where Seq in (select value from json_each(?))
 
 -- complete_before: the jobs that complete marks: running, each under its own token.
--- Params: 1 held (JSON array of [token, seq]).  Returns seq.
-select j.Seq from json_each(?) as h cross join Jobs as j on j.Seq = json_extract(h.value, '$[1]')
+-- Params: 1 held (JSON array of [token, seq]).  Returns seq, token.
+select j.Seq, j.LeaseToken from json_each(?) as h cross join Jobs as j on j.Seq = json_extract(h.value, '$[1]')
 where j.Status = 'running' and j.LeaseToken = json_extract(h.value, '$[0]')
 
 -- complete: marks jobs as completed.
@@ -221,8 +227,8 @@ update Jobs set Status = 'completed', FinishedAt = {now}, UpdatedAt = {now} wher
 
 -- fail_before: the jobs that fail retries or buries: running, each under its own token.
 -- Params: 1 failures (JSON array of {seq, token, bury, error, delay_ms})  2 horizon_ms (null: dispatch none).
--- Returns seq, due_in_ms (null: not dispatched).
-select j.Seq, case when json_extract(f.value, '$.bury') or json_extract(f.value, '$.delay_ms') > coalesce(?, -1) then null else json_extract(f.value, '$.delay_ms') end
+-- Returns seq, token, due_in_ms (null: not dispatched).
+select j.Seq, j.LeaseToken, case when json_extract(f.value, '$.bury') or json_extract(f.value, '$.delay_ms') > coalesce(?, -1) then null else json_extract(f.value, '$.delay_ms') end
 from json_each(?) as f cross join Jobs as j on j.Seq = json_extract(f.value, '$.seq')
 where j.Status = 'running' and j.LeaseToken = json_extract(f.value, '$.token')
 
@@ -250,7 +256,7 @@ from json_each(?) as f cross join Jobs as j on j.Seq = json_extract(f.value, '$.
 -- dead_letters_add: one dead letter for each job just buried.
 -- Params: 1 letters (JSON array of {seq, id, reason}).
 insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason)
-select json_extract(l.value, '$.id'), j.Id, j.Type, j.Payload, j.Priority, json_extract(l.value, '$.reason')
+select json_extract(l.value, '$.id'), j.Id, j.Type, coalesce(j.Payload, 'null'), j.Priority, json_extract(l.value, '$.reason')
 from json_each(?) as l cross join Jobs as j on j.Seq = json_extract(l.value, '$.seq')
 
 -- stats_add: counts outcomes by the minute.
@@ -373,7 +379,7 @@ where d.Id = ? and lower(d.Priority) in ('high', 'medium', 'low') and not exists
 
 -- revive_lost_after: the job just queued anew.
 -- Params: 1 dead letter id.  Returns seq.
-select j.Seq from FailedJobs as d join Jobs as j on j.Id = d.OriginalJobId where d.Id = ? and j.Status = 'queued'
+select j.Seq from FailedJobs as d join Jobs as j on j.Id = d.OriginalJobId where d.Id = ? and changes() = 1
 
 -- dead_letter_delete: removes a dead letter.
 -- Params: 1 id.

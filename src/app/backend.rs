@@ -76,6 +76,10 @@ impl Backend for ServiceBackend {
         if self.lifecycle.policy().lanes_are_shared {
             states.push(StoreState { name: "redis", required: false, problem: self.lifecycle.lanes_problem() });
         }
+        if let Some(crew) = self.workers.as_ref().map(|workers| workers.crew()).filter(|crew| crew.missing > 0) {
+            // What is left of them works on; without any the replica is of no use.
+            states.push(StoreState { name: "workers", required: crew.missing == crew.wanted, problem: crew.problem() });
+        }
         if self.is_stopping.load(Ordering::Acquire) {
             let problem = Some("the replica is being stopped".to_owned());
             states.push(StoreState { name: "replica", required: true, problem });
@@ -101,7 +105,16 @@ impl Backend for ServiceBackend {
             gauge("trilane_redis_away", "1 while Redis is away.", u64::from(self.lifecycle.lanes_are_away())),
         ];
         if let Some(workers) = &self.workers {
-            gauges.push(gauge("trilane_jobs_running", "Attempts under way.", count(workers.running())));
+            let crew = workers.crew();
+            gauges.extend([
+                gauge("trilane_jobs_running", "Attempts under way.", count(workers.running())),
+                gauge("trilane_workers", "Workers that can take jobs.", count(crew.wanted - crew.missing)),
+                gauge(
+                    "trilane_threads_left_behind",
+                    "Threads in handlers that did not return.",
+                    count(crew.left_behind),
+                ),
+            ]);
         }
         for (lane, length) in Lane::ALL.into_iter().zip(self.lifecycle.lane_lengths().into_iter().flatten()) {
             let name = format!("trilane_lane_length{{lane=\"{lane}\"}}");

@@ -8,7 +8,7 @@ use crate::fault::fault_point;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::queue::{POP_IDS_MAX, QueueError};
 use crate::retry::Verdict;
-use crate::store::{BATCH_MAX, Outcome, Released, StoreError};
+use crate::store::{BATCH_MAX, OddRow, Outcome, Released, StoreError};
 
 /// Jobs that were claimed together.
 #[derive(Clone, Debug, Default)]
@@ -43,8 +43,10 @@ impl Lifecycle {
         let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
         let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut.is_on(lane);
         let valid_until = Instant::now() + self.policy.lease;
-        let jobs = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
-            Ok(jobs) => jobs,
+        let claim = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
+            Ok(claim) => claim,
+            // One of them cannot be claimed, and at the head of its lane it would keep all others from being. The next tick finds them.
+            Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
                 // Not lost, only late: the row says dispatched, the lane has it again.
                 if let Err(error) = self.lanes.push_front(lane, &seqs) {
@@ -54,7 +56,8 @@ impl Lifecycle {
             }
         };
         fault_point!("claim.claimed");
-        Ok(Some(Popped { lane, jobs, valid_until: Some(valid_until), drained }))
+        self.bury_unreadable(&claim.odd);
+        Ok(Some(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained }))
     }
 
     /// Claims straight from the table, the lane's jobs that no lane has: the way while Redis is away.
@@ -64,8 +67,16 @@ impl Lifecycle {
     pub fn claim_from_table(&self, lane: Lane, count: usize) -> Result<Popped, StoreError> {
         let valid_until = Instant::now() + self.policy.lease;
         let claim = self.store.claim_next(lane, count, self.policy.replica, self.policy.lease)?;
-        self.bury_odd(&claim.odd)?;
+        self.bury_unreadable(&claim.odd);
         Ok(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained: false })
+    }
+
+    /// As [`Lifecycle::bury_odd`]. Where that fails the jobs claimed with them are not to suffer: an odd row waits for the next look, one
+    /// that was claimed for the end of its lease.
+    fn bury_unreadable(&self, odd: &[OddRow]) {
+        if let Err(error) = self.bury_odd(odd) {
+            log::debug!(error:% = error; "rows that cannot be run could not be buried yet");
+        }
     }
 
     /// Gives back jobs that this replica claimed without learning of it.
@@ -115,13 +126,13 @@ impl Lifecycle {
         }
     }
 
-    /// Stores outcomes. Returns the jobs whose outcome was accepted.
+    /// Stores outcomes. Returns those that were accepted.
     ///
     /// Crash window "handler done, outcome not yet written": the lease runs out and the job runs again; the token refuses a late writer.
     ///
     /// # Errors
     /// As [`Store::finish`]; the call can be repeated.
-    pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<Seq>, StoreError> {
+    pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<(Seq, Token)>, StoreError> {
         let horizon = self.retry_horizon();
         let accepted = self.store.finish(outcomes, self.policy.replica, horizon)?;
         fault_point!("finish.committed");
@@ -135,7 +146,7 @@ impl Lifecycle {
                 _ => {}
             }
         }
-        Ok(accepted.into_iter().map(|accepted| accepted.seq).collect())
+        Ok(accepted.into_iter().map(|accepted| (accepted.seq, accepted.token)).collect())
     }
 }
 

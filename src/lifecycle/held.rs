@@ -1,11 +1,15 @@
 //! What this replica holds: its leases, and where each of their jobs stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::job::{ClaimedJob, Seq, Token};
 use crate::wake::StopFlag;
+
+/// Leases left to run out that are remembered at most. One that is forgotten too early is taken for a claim that this replica never learned
+/// of, and its job is given back with its attempt not counted.
+const FORSAKEN_MAX: usize = 1_000;
 
 /// The leases of this replica. The feeder adds to it, workers begin jobs, the finisher settles them, the keeper renews.
 #[derive(Default)]
@@ -19,8 +23,8 @@ struct State {
     leases: HashMap<Token, Lease>,
     // Leases without jobs, to be removed from the table.
     ended: Vec<Token>,
-    // Leases left to run out.
-    forsaken: Vec<Token>,
+    // Leases left to run out, the last FORSAKEN_MAX of them.
+    forsaken: VecDeque<Token>,
     // At a stop nothing more is begun.
     closed: bool,
 }
@@ -106,14 +110,15 @@ impl Held {
             if lease.jobs.is_empty() {
                 let is_forsaken = lease.is_forsaken;
                 state.leases.remove(&token);
-                let list = if is_forsaken {
-                    &mut state.forsaken
+                if is_forsaken {
+                    state.forsaken.push_back(token);
                 } else {
-                    &mut state.ended
-                };
-                list.push(token);
+                    state.ended.push(token);
+                }
             }
         }
+        let too_many = state.forsaken.len().saturating_sub(FORSAKEN_MAX);
+        drop(state.forsaken.drain(..too_many));
     }
 
     /// Forgets a job whose outcome the database refuses: once the other jobs of its lease are settled, the lease is not renewed any more, and
@@ -249,6 +254,21 @@ mod tests {
 
         assert_eq!(held.take_ended(), [Token(7)]);
         assert!(held.tokens().is_empty());
+    }
+
+    #[test]
+    fn of_the_leases_left_to_run_out_only_the_last_are_remembered() {
+        let held = Held::default();
+        let all = i64::try_from(FORSAKEN_MAX).expect("few") + 1;
+
+        for number in 1..=all {
+            held.add(&[job(number, number)], soon());
+            held.forsake(Seq(number), Token(number));
+        }
+
+        assert_eq!(held.known().len(), FORSAKEN_MAX);
+        assert!(held.known().contains(&Token(all)) && !held.known().contains(&Token(1)));
+        assert!(held.tokens().is_empty() && held.take_ended().is_empty());
     }
 
     #[test]

@@ -9,6 +9,10 @@ use super::submit::uuid;
 use super::{BATCH_MAX, Dialect, EARLY_MS, Store, StoreError, id_list, millis, time};
 use crate::job::{ClaimedJob, Lane, RETRIES_MAX, ReplicaId, Seq, Token};
 
+/// Claims that may be refused one after the other before it is clear that it is not for one of their rows: the halves of
+/// [`BATCH_MAX`], and as much again.
+const REFUSED_MAX: u32 = 20;
+
 /// What one claim got.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
@@ -20,19 +24,22 @@ pub struct Claim {
 
 impl Store {
     /// Takes the queued jobs among `seqs` (up to [`BATCH_MAX`]) for one replica, for `lease` from now. Jobs that another took
-    /// meanwhile, or that are not due, are left out.
+    /// meanwhile, or that are not due, are left out. A row that cannot be read holds up no other.
     ///
     /// # Errors
     /// On [`StoreError::Unavailable`] the claim may have been stored all the same; [`Store::release_unknown`] finds it.
-    pub fn claim(&self, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Vec<ClaimedJob>, StoreError> {
+    pub fn claim(&self, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
         if seqs.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Claim::default());
         }
-        if self.dialect == Dialect::Sqlite {
-            self.write(|session| claim(session, seqs, replica, lease))
-        } else {
-            self.write_one(|session| claim(session, seqs, replica, lease))
-        }
+        let once = |seqs: &[Seq]| {
+            if self.dialect == Dialect::Sqlite {
+                self.write(|session| claim(session, seqs, replica, lease))
+            } else {
+                self.write_one(|session| claim(session, seqs, replica, lease))
+            }
+        };
+        apart(once(seqs), seqs, once)
     }
 
     /// Takes up to `count` due jobs of a lane that were not dispatched, straight from the table: the way without Redis.
@@ -50,34 +57,110 @@ impl Store {
         if self.read(|session| waiting(session, "next", &[lane, limit(1)]))?.seen == 0 {
             return Ok(Claim::default());
         }
-        self.write(|session| {
-            let found = waiting(session, "next", &[lane, limit(count.min(BATCH_MAX))])?;
-            // Marked as dispatched on the way, which also makes regular what plain SQL wrote.
-            super::dispatch::mark_dispatched(session, &found.regular, replica)?;
-            let jobs = if found.regular.is_empty() {
-                Vec::new()
-            } else {
-                claim(session, &found.regular, replica, lease)?
-            };
-            Ok(Claim { jobs, odd: found.odd })
-        })
+        let next = [lane, limit(count.min(BATCH_MAX))];
+        let claimed = self.write(|session| {
+            let found = waiting(session, "next", &next)?;
+            let claimed = claim_waiting(session, &found.regular, replica, lease)?;
+            Ok(claimed.and(Vec::new(), found.odd))
+        });
+        match claimed {
+            Err(error) if !error.is_transient() => {
+                let found = self.read(|session| waiting(session, "next", &next))?;
+                let once = |seqs: &[Seq]| self.write(|session| claim_waiting(session, seqs, replica, lease));
+                Ok(apart(Err(error), &found.regular, once)?.and(Vec::new(), found.odd))
+            }
+            claimed => claimed,
+        }
     }
 }
 
-fn claim(
+impl Claim {
+    fn and(mut self, jobs: Vec<ClaimedJob>, odd: Vec<OddRow>) -> Claim {
+        self.jobs.extend(jobs);
+        self.odd.extend(odd);
+        self
+    }
+}
+
+/// Where the claim of `seqs` was refused, claims them in ever smaller parts, to find the rows that stand in the way. Such a row is odd if the
+/// error says that a value is to blame, or others could be claimed; else what is refused is every claim, and no job is to suffer.
+fn apart(
+    claimed: Result<Claim, StoreError>,
+    seqs: &[Seq],
+    once: impl Fn(&[Seq]) -> Result<Claim, StoreError>,
+) -> Result<Claim, StoreError> {
+    let first = match claimed {
+        Err(error) if !error.is_transient() => error,
+        claimed => return claimed,
+    };
+    let mut claim = Claim::default();
+    let mut suspects: Vec<(Seq, StoreError)> = Vec::new();
+    let mut refused = 1;
+    let mut parts = vec![seqs];
+    while let Some(part) = parts.pop() {
+        match once(part) {
+            Ok(part) => claim = claim.and(part.jobs, part.odd),
+            // What was claimed already is not lost: its lease is one that the replica does not know.
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                refused += 1;
+                if let &[seq] = part {
+                    suspects.push((seq, error));
+                } else {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+                if claim.jobs.is_empty() && refused > REFUSED_MAX {
+                    return Err(first);
+                }
+            }
+        }
+    }
+    let is_their_own = !claim.jobs.is_empty();
+    let odd = suspects.into_iter().filter(|(_, error)| is_their_own || matches!(error, StoreError::BadRow(_)));
+    let odd =
+        odd.map(|(seq, error)| OddRow { seq, token: None, reason: format!("its claim is refused: {error}") }).collect();
+    let claim = claim.and(Vec::new(), odd);
+    if claim == Claim::default() {
+        Err(first)
+    } else {
+        Ok(claim)
+    }
+}
+
+/// Why a row was given up that cannot be read.
+pub(super) fn unreadable(why: &str) -> String {
+    format!("its row cannot be read: {why}")
+}
+
+/// Claims rows found by `next`. Marked as dispatched on the way, which also makes regular what plain SQL wrote.
+fn claim_waiting(
     session: &mut Session,
     seqs: &[Seq],
     replica: ReplicaId,
     lease: Duration,
-) -> Result<Vec<ClaimedJob>, StoreError> {
+) -> Result<Claim, StoreError> {
+    if seqs.is_empty() {
+        return Ok(Claim::default());
+    }
+    super::dispatch::mark_dispatched(session, seqs, replica)?;
+    claim(session, seqs, replica, lease)
+}
+
+fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
     let list = id_list(session.dialect(), seqs.iter().map(|seq| seq.0));
     let list = Param::Text(&list);
     let covered = json_list(seqs)?;
     let (replica, lease, early) = (Param::Int(replica.0), Param::Int(millis(lease)), Param::Int(EARLY_MS));
     let mut claimed: HashMap<Seq, ClaimedJob> = HashMap::with_capacity(seqs.len());
+    let mut odd = Vec::new();
     let keep = |row: &mut Row<'_, '_>| {
-        let job = claimed_job(row)?;
-        claimed.insert(job.seq, job);
+        let (token, seq) = (Token(row.int(1)?), Seq(row.int(2)?));
+        match claimed_job(row, token, seq) {
+            Ok(job) => drop(claimed.insert(seq, job)),
+            Err(StoreError::BadRow(why)) => odd.push(OddRow { seq, token: Some(token), reason: unreadable(&why) }),
+            Err(error) => return Err(error),
+        }
         Ok(())
     };
     let begin = [replica, lease, Param::Text(&covered)];
@@ -103,13 +186,13 @@ fn claim(
             keep,
         )?;
     }
-    Ok(seqs.iter().filter_map(|seq| claimed.remove(seq)).collect())
+    Ok(Claim { jobs: seqs.iter().filter_map(|seq| claimed.remove(seq)).collect(), odd })
 }
 
-fn claimed_job(row: &mut Row<'_, '_>) -> Result<ClaimedJob, StoreError> {
+fn claimed_job(row: &mut Row<'_, '_>, token: Token, seq: Seq) -> Result<ClaimedJob, StoreError> {
     Ok(ClaimedJob {
-        token: Token(row.int(1)?),
-        seq: Seq(row.int(2)?),
+        token,
+        seq,
         id: uuid(&row.text(3)?)?,
         job_type: row.text(4)?,
         payload: row.text(5)?,

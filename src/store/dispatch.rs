@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::batch::json;
 use super::session::{Param, Session};
 use super::{BATCH_MAX, Store, StoreError, id_list, millis};
-use crate::job::{Lane, ReplicaId, Seq, Status};
+use crate::job::{Lane, ReplicaId, Seq, Status, Token};
 
 /// A job marked as dispatched, whose id must be pushed when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +17,13 @@ pub struct Due {
     pub in_ms: u64,
 }
 
-/// A job that cannot be dispatched, as plain SQL wrote it.
+/// A job that cannot be dispatched or read, as plain SQL wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OddRow {
     /// Arrival number.
     pub seq: Seq,
+    /// The lease under which it was claimed, if it was.
+    pub token: Option<Token>,
     /// Why it cannot.
     pub reason: String,
 }
@@ -65,7 +67,11 @@ impl Store {
                 if Lane::parse(lane.trim_matches(' ')).is_some() {
                     mendable += 1;
                 } else {
-                    odd.push(OddRow { seq, reason: format!("priority {lane:?} is none of high, medium, low") });
+                    odd.push(OddRow {
+                        seq,
+                        token: None,
+                        reason: format!("priority {lane:?} is none of high, medium, low"),
+                    });
                 }
                 Ok(())
             })?;
@@ -145,23 +151,7 @@ impl Store {
     /// # Errors
     /// As every call of the store.
     pub fn bury_odd(&self, odd: &[OddRow]) -> Result<(), StoreError> {
-        odd.iter().try_for_each(|row| {
-            self.write(|session| {
-                let list = id_list(session.dialect(), [row.seq.0]);
-                let mut buried = false;
-                let params = [Param::Text(&row.reason), Param::Text(&list)];
-                session.change("bury_odd", &params, &[Param::Text(&list)], |_| {
-                    buried = true;
-                    Ok(())
-                })?;
-                if buried {
-                    let letter =
-                        super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
-                    super::outcome::add_letters(session, &[letter])?;
-                }
-                session.execute("set_aside", &[Param::Text(&list)])
-            })
-        })
+        odd.iter().try_for_each(|row| self.write(|session| bury(session, row)))
     }
 
     /// Which of `seqs` (up to [`BATCH_MAX`]) wait for a worker; with each, whether it has for longer than `time`.
@@ -199,6 +189,23 @@ impl Store {
     }
 }
 
+pub(super) fn bury(session: &mut Session, row: &OddRow) -> Result<(), StoreError> {
+    let list = id_list(session.dialect(), [row.seq.0]);
+    let token = Param::Int(row.token.map_or(-1, |token| token.0));
+    let mut buried = false;
+    let params = [Param::Text(&row.reason), Param::Text(&list), token];
+    session.change("bury_odd", &params, &[Param::Text(&list), token], |_| {
+        buried = true;
+        Ok(())
+    })?;
+    if buried {
+        super::keys::free_of(session, row.seq)?;
+        let letter = super::outcome::Letter { seq: row.seq.0, id: uuid::Uuid::new_v4(), reason: &row.reason };
+        super::outcome::add_letters(session, &[letter])?;
+    }
+    session.execute("set_aside", &[Param::Text(&list)])
+}
+
 /// Rows that wait, as [`waiting`] found them.
 pub(super) struct Waiting {
     /// In the order of the lane.
@@ -213,12 +220,13 @@ pub(super) fn waiting(session: &mut Session, name: &'static str, params: &[Param
     session.query(name, params, |row| {
         let (seq, status) = (Seq(row.int(1)?), row.text(2)?);
         waiting.seen += 1;
-        if Status::parse(&status).is_some() {
+        if Status::parse(&status).is_some_and(|status| status != Status::Running) {
             // Also a row that is done, but was written by plain SQL: marking it as dispatched takes it off the list of what waits.
             waiting.regular.push(seq);
         } else {
+            // Also a running one: nobody runs it, for a claim marks what it takes as dispatched, and gives it a lease that ends.
             let reason = format!("status {status:?} is not one that a job can wait in; insert jobs as 'queued'");
-            waiting.odd.push(OddRow { seq, reason });
+            waiting.odd.push(OddRow { seq, token: None, reason });
         }
         Ok(())
     })?;

@@ -23,8 +23,12 @@ pub enum StoreError {
     /// A unique value exists already.
     #[error("the database holds this already: {0}")]
     Conflict(String),
-    /// The database or its driver answered what it must not: a statement was refused, a row cannot be read, the schema does not fit.
-    /// Trying again does not help.
+    /// A value cannot be read, stored or computed with. The statement fails as long as its row is among those that it touches, so the
+    /// caller sets that row apart.
+    #[error("{0}")]
+    BadRow(String),
+    /// The database or its driver answered what it must not: a statement was refused, the schema does not fit. Trying again does not
+    /// help.
     #[error("{0}")]
     Corrupt(String),
 }
@@ -83,6 +87,7 @@ impl StoreError {
             Kind::Contended => StoreError::Contended(text),
             Kind::TimedOut => StoreError::TimedOut(text),
             Kind::Conflict => StoreError::Conflict(text),
+            Kind::BadRow => StoreError::BadRow(text),
             Kind::Corrupt => StoreError::Corrupt(text),
         }
     }
@@ -95,7 +100,16 @@ pub(super) enum Kind {
     Contended,
     TimedOut,
     Conflict,
+    BadRow,
     Corrupt,
+}
+
+/// Whether an error says that its connection is of no more use. A statement that was refused, or took too long, does not.
+pub(super) fn is_disconnect(dialect: Dialect, error: &odbc_api::Error) -> bool {
+    match error {
+        odbc_api::Error::Diagnostics { record, .. } => dialect.disconnects(record.state.as_str(), record.native_error),
+        _ => false,
+    }
 }
 
 /// SQLSTATEs that every driver gives for a connection that is gone or cannot be had.
@@ -114,8 +128,22 @@ impl Dialect {
             Some(kind) => kind,
             None if state == TIME_OUT_STATE => Kind::TimedOut,
             None if state.starts_with("08") || CONNECTION_STATES.contains(&state) => Kind::Unavailable,
+            // Class 22 of the SQL standard, the same everywhere: data exception.
+            None if state.starts_with("22") => Kind::BadRow,
             None => Kind::Corrupt,
         }
+    }
+
+    fn disconnects(self, state: &str, native: i32) -> bool {
+        state.starts_with("08")
+            || match self {
+                // The session or the server was ended, or the network failed under it (the 20,000s are FreeTDS's own).
+                Dialect::Mssql => matches!(native, 233 | 596 | 6005 | 10053 | 10054 | 10060 | 20004 | 20006 | 20047),
+                // The server ends the session: shutdown, crash, database dropped, idle for too long.
+                Dialect::Postgres => state.starts_with("57P") || state == "25P03",
+                // A new connection looks at the file anew.
+                Dialect::Sqlite => self.kind_of(state, native) == Kind::Unavailable,
+            }
     }
 }
 
@@ -195,6 +223,16 @@ mod tests {
         for dialect in [Dialect::Mssql, Dialect::Postgres, Dialect::Sqlite] {
             assert_eq!(dialect.kind_of("08S01", 0), Kind::Unavailable, "{dialect:?}");
         }
+    }
+
+    #[test]
+    fn a_connection_is_given_up_only_for_errors_that_say_so() {
+        assert!(Dialect::Postgres.disconnects("57P01", 1) && Dialect::Mssql.disconnects("08S01", 0));
+        // Statement time-out, no right, a value out of range, lock time-out, query time-out.
+        for state in ["57014", "42501", "22003", "55P03"] {
+            assert!(!Dialect::Postgres.disconnects(state, 1), "{state}");
+        }
+        assert!(!Dialect::Mssql.disconnects("HYT00", 0) && !Dialect::Mssql.disconnects("42000", 229));
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::claim::{lane, small};
-use super::dispatch::limit;
+use super::claim::{lane, small, unreadable};
+use super::dispatch::{OddRow, bury, limit};
 use super::outcome::{Outcome, Pairs, Released, finish, release};
-use super::session::{Param, Session};
+use super::session::{Param, Row, Session};
 use super::submit::uuid;
 use super::{Store, StoreError, id_list, millis};
 use crate::job::{ReplicaId, Seq, Token};
@@ -117,9 +117,10 @@ impl Store {
             let tokens = id_list(session.dialect(), leases.iter().map(|lease| lease.token.0));
             session.execute("leases_end", &[Param::Text(&tokens)])?;
             for lease in leases {
-                let (expired, outcomes) = running_under(session, &lease, &verdict)?;
-                finish(session, &outcomes, replica, None)?;
-                taken.extend(expired);
+                let running = running_under(session, &lease, &verdict)?;
+                finish(session, &running.outcomes, replica, None)?;
+                running.odd.iter().try_for_each(|row| bury(session, row))?;
+                taken.extend(running.expired);
             }
             Ok(Some(taken))
         })
@@ -202,39 +203,71 @@ fn leases(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Re
     let mut leases = Vec::new();
     session.query(name, params, |row| {
         let (token, seqs, replica) = (Token(row.int(1)?), row.text(2)?, ReplicaId(row.int(3)?));
-        let seqs = serde_json::from_str(&seqs)
-            .map_err(|error| StoreError::Corrupt(format!("the jobs of lease {token} cannot be read: {error}")))?;
+        let seqs = serde_json::from_str(&seqs).unwrap_or_else(|error| {
+            // Nothing but a change by hand does this, and it must not keep other leases from being ended.
+            log::error!(token:% = token, error:% = error; "the jobs of a lease cannot be read; they stay as they are");
+            Vec::new()
+        });
         leases.push(Lease { token, seqs, replica });
         Ok(())
     })?;
     Ok(leases)
 }
 
+/// What still runs under a lease that ran out.
+#[derive(Default)]
+struct Running {
+    expired: Vec<Expired>,
+    /// One for each of `expired`.
+    outcomes: Vec<Outcome>,
+    /// Those whose row cannot be read.
+    odd: Vec<OddRow>,
+}
+
 fn running_under(
     session: &mut Session,
     lease: &Lease,
     verdict: impl Fn(&Expired) -> Verdict,
-) -> Result<(Vec<Expired>, Vec<Outcome>), StoreError> {
+) -> Result<Running, StoreError> {
     let seqs = id_list(session.dialect(), lease.seqs.iter().copied());
-    let (mut taken, mut outcomes) = (Vec::new(), Vec::new());
+    let mut running = Running::default();
     session.query("expired_jobs", &[Param::Int(lease.token.0), Param::Text(&seqs)], |row| {
-        let (seq, job_type, lane) = (Seq(row.int(1)?), row.text(2)?, lane(&row.text(3)?));
-        let (retry_count, max_retries) = (small(row.int(4)?), small(row.int(5)?));
-        let (id, unique_key) = (uuid(&row.text(6)?)?, row.maybe_text(7)?);
-        let expired = Expired { seq, id, job_type, retry_count, max_retries, replica: lease.replica };
-        outcomes.push(Outcome {
-            seq,
-            id,
-            token: lease.token,
-            job_type: expired.job_type.clone(),
-            lane,
-            attempt: retry_count.saturating_add(1),
-            duration: Duration::ZERO,
-            unique_key,
-            verdict: verdict(&expired),
-        });
-        taken.push(expired);
+        let seq = Seq(row.int(1)?);
+        match outcome(row, seq, lease, &verdict) {
+            Ok((expired, outcome)) => {
+                running.expired.push(expired);
+                running.outcomes.push(outcome);
+            }
+            Err(StoreError::BadRow(why)) => {
+                running.odd.push(OddRow { seq, token: Some(lease.token), reason: unreadable(&why) });
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     })?;
-    Ok((taken, outcomes))
+    Ok(running)
+}
+
+fn outcome(
+    row: &mut Row<'_, '_>,
+    seq: Seq,
+    lease: &Lease,
+    verdict: impl Fn(&Expired) -> Verdict,
+) -> Result<(Expired, Outcome), StoreError> {
+    let (job_type, lane) = (row.text(2)?, lane(&row.text(3)?));
+    let (retry_count, max_retries) = (small(row.int(4)?), small(row.int(5)?));
+    let (id, unique_key) = (uuid(&row.text(6)?)?, row.maybe_text(7)?);
+    let expired = Expired { seq, id, job_type, retry_count, max_retries, replica: lease.replica };
+    let outcome = Outcome {
+        seq,
+        id,
+        token: lease.token,
+        job_type: expired.job_type.clone(),
+        lane,
+        attempt: retry_count.saturating_add(1),
+        duration: Duration::ZERO,
+        unique_key,
+        verdict: verdict(&expired),
+    };
+    Ok((expired, outcome))
 }

@@ -84,8 +84,13 @@ impl Store {
             ))
         })?;
         let probe::Found { text, counts, driver } = probe::text_mode(connection, dialect, &options.connection_string)?;
+        if probe::is_unverified(&options.connection_string, dialect) {
+            log::warn!(
+                "FreeTDS checks no certificate of SQL Server, unless freetds.conf names the authorities in its option ca file"
+            );
+        }
         let connector = Connector {
-            connection_string: options.connection_string.clone(),
+            connection_string: pool::with_options(&options.connection_string, dialect),
             dialect,
             text,
             counts,
@@ -130,8 +135,9 @@ impl Store {
         let mut died_in_pool = false;
         let mut once = |died_in_pool: &mut bool| {
             again_while_contended(|| {
-                let result = work(&mut self.loan()?.session);
-                *died_in_pool = matches!(result, Err(StoreError::Unavailable(_)));
+                let mut loan = self.loan()?;
+                let result = work(&mut loan.session);
+                *died_in_pool = loan.session.is_broken();
                 result
             })
         };

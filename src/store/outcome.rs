@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::batch::{Text, Texts, json};
-use super::session::{Param, Session};
+use super::session::{Param, Row, Session};
 use super::submit::uuid;
 use super::{Dialect, Store, StoreError, id_list, keys, millis};
 use crate::fault::fault_point;
@@ -42,6 +42,8 @@ pub struct Outcome {
 pub struct Accepted {
     /// Arrival number of the job.
     pub seq: Seq,
+    /// Token of the attempt. One batch may hold two of a job: one whose lease was lost, and the one after it.
+    pub token: Token,
     /// Milliseconds until its retry is due, where the job counts as dispatched; the caller pushes its id then.
     pub due_in_ms: Option<u64>,
 }
@@ -149,20 +151,15 @@ impl Store {
         let text = id.to_string();
         let param = [Param::Text(&text)];
         let cancelled = self.write(|session| {
-            let mut cancelled = false;
-            session.change("cancel", &param, &param, |_| {
-                cancelled = true;
+            let mut cancelled = None;
+            session.change("cancel", &param, &param, |row| {
+                cancelled = Some(row.int(1)?);
                 Ok(())
             })?;
-            if cancelled {
-                let mut key = None;
-                session.query("job", &param, |row| {
-                    key = super::read::job(row)?.unique_key;
-                    Ok(())
-                })?;
-                keys::free(session, key.as_deref().map(|key| (key, id)))?;
+            if let Some(seq) = cancelled {
+                keys::free_of(session, Seq(seq))?;
             }
-            Ok(cancelled)
+            Ok(cancelled.is_some())
         })?;
         Ok(match self.job(id)? {
             None => Cancelled::NotFound,
@@ -184,7 +181,10 @@ impl Store {
                 Ok(())
             })?;
             let Some((letter, job, unique_key)) = found else { return Ok(Revived::NotFound) };
-            if let Some(key) = &unique_key {
+            let key = unique_key.as_deref();
+            let mut has_key = false;
+            if let Some(key) = key {
+                has_key = keys::held(session, &[(key, job)])?.get(key) == Some(&job);
                 let holder = keys::take(session, vec![(key, job)])?.get(key).copied().unwrap_or(job);
                 if holder != job {
                     return Ok(Revived::KeyTaken(holder));
@@ -193,8 +193,9 @@ impl Store {
             let queued = queue_anew(session, &letter, job, replica)?;
             if queued.is_some() {
                 session.execute("dead_letter_delete", &[Param::Text(&letter)])?;
-            } else {
-                keys::free(session, unique_key.as_deref().map(|key| (key, job)))?;
+            } else if !has_key {
+                // Taken just now. One that the job had before is that of a live job, which keeps it.
+                keys::free(session, key.map(|key| (key, job)))?;
             }
             Ok(queued.map_or(Revived::NotFailed, Revived::Queued))
         })
@@ -235,7 +236,7 @@ pub(super) fn release(
     let mut released = Vec::new();
     let seqs = id_list(session.dialect(), held.iter().map(|(seq, _)| seq.0));
     let pairs = Pairs::of(session.dialect(), held);
-    let keep = |row: &mut super::session::Row<'_, '_>| {
+    let keep = |row: &mut Row<'_, '_>| {
         released.push(Released { seq: Seq(row.int(1)?), lane: super::claim::lane(&row.text(2)?) });
         Ok(())
     };
@@ -265,8 +266,8 @@ pub(super) fn finish(
         outcomes.iter().partition(|outcome| outcome.verdict == Verdict::Complete);
     let mut accepted = complete(session, &completed)?;
     accepted.extend(fail(session, &failed, replica, horizon)?);
-    let is_accepted: HashSet<Seq> = accepted.iter().map(|accepted| accepted.seq).collect();
-    let kept = || outcomes.iter().filter(|outcome| is_accepted.contains(&outcome.seq));
+    let is_accepted: HashSet<(Seq, Token)> = accepted.iter().map(|accepted| (accepted.seq, accepted.token)).collect();
+    let kept = || outcomes.iter().filter(|outcome| is_accepted.contains(&(outcome.seq, outcome.token)));
     let ended = kept().filter(|outcome| !matches!(outcome.verdict, Verdict::Retry { .. }));
     keys::free(session, ended.filter_map(|outcome| Some((outcome.unique_key.as_deref()?, outcome.id))))?;
     count(session, kept(), replica)?;
@@ -281,8 +282,8 @@ fn complete(session: &mut Session, outcomes: &[&Outcome]) -> Result<Vec<Accepted
     }
     let held: Vec<(Seq, Token)> = outcomes.iter().map(|outcome| (outcome.seq, outcome.token)).collect();
     let pairs = Pairs::of(session.dialect(), &held);
-    let keep = |row: &mut super::session::Row<'_, '_>| {
-        accepted.push(Accepted { seq: Seq(row.int(1)?), due_in_ms: None });
+    let keep = |row: &mut Row<'_, '_>| {
+        accepted.push(Accepted { seq: Seq(row.int(1)?), token: Token(row.int(2)?), due_in_ms: None });
         Ok(())
     };
     if session.dialect() == Dialect::Sqlite {
@@ -322,12 +323,12 @@ fn fail(
         params.push(Param::Text(&seqs));
     }
     session.change("fail", &params, &[horizon, failures.rows()], |row| {
-        let (seq, due_in_ms) = (Seq(row.int(1)?), row.maybe_int(2)?);
-        accepted.push(Accepted { seq, due_in_ms: due_in_ms.map(|ms| ms.max(0).unsigned_abs()) });
+        let (seq, token, due_in_ms) = (Seq(row.int(1)?), Token(row.int(2)?), row.maybe_int(3)?);
+        accepted.push(Accepted { seq, token, due_in_ms: due_in_ms.map(|ms| ms.max(0).unsigned_abs()) });
         Ok(())
     })?;
-    let is_accepted: HashSet<i64> = accepted.iter().map(|accepted| accepted.seq.0).collect();
-    rows.retain(|row| is_accepted.contains(&row.seq));
+    let is_accepted: HashSet<(i64, i64)> = accepted.iter().map(|accepted| (accepted.seq.0, accepted.token.0)).collect();
+    rows.retain(|row| is_accepted.contains(&(row.seq, row.token)));
     if rows.is_empty() {
         return Ok(accepted);
     }
@@ -338,8 +339,9 @@ fn fail(
         params.push(Param::Text(&seqs));
     }
     session.execute("attempts_add", &params)?;
-    let is_buried =
-        |outcome: &Outcome| matches!(outcome.verdict, Verdict::Bury { .. }) && is_accepted.contains(&outcome.seq.0);
+    let is_buried = |outcome: &Outcome| {
+        matches!(outcome.verdict, Verdict::Bury { .. }) && is_accepted.contains(&(outcome.seq.0, outcome.token.0))
+    };
     let buried = outcomes.iter().zip(&errors).filter(|(outcome, _)| is_buried(outcome));
     let letters: Vec<Letter<'_>> =
         buried.map(|(outcome, error)| Letter { seq: outcome.seq.0, id: Uuid::new_v4(), reason: error }).collect();

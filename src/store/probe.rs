@@ -97,13 +97,31 @@ fn describe(mode: TextMode) -> &'static str {
 
 /// The driver or data source that a connection string names.
 fn driver_name(connection_string: &str) -> &str {
-    let named = |key: &str| {
-        connection_string.split(';').find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            name.trim().eq_ignore_ascii_case(key).then(|| value.trim().trim_matches(['{', '}']))
-        })
-    };
-    named("Driver").or_else(|| named("DSN")).unwrap_or("(unnamed)")
+    named(connection_string, "Driver").or_else(|| named(connection_string, "DSN")).unwrap_or("(unnamed)")
+}
+
+/// What a connection string says of `key`.
+fn named<'s>(connection_string: &'s str, key: &str) -> Option<&'s str> {
+    connection_string.split(';').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case(key).then(|| value.trim().trim_matches(['{', '}']))
+    })
+}
+
+/// Whether nobody checks whom this speaks to: FreeTDS takes any certificate, unless its own file names the authorities. On this host only who
+/// asks for encryption cares.
+pub(super) fn is_unverified(connection_string: &str, dialect: Dialect) -> bool {
+    let named = |key| named(connection_string, key).unwrap_or_default().to_ascii_lowercase();
+    let driver = driver_name(connection_string).to_ascii_lowercase();
+    if dialect != Dialect::Mssql || !(driver.contains("freetds") || driver.contains("tdsodbc")) {
+        return false;
+    }
+    let is_encrypted = !matches!(named("Encrypt").as_str(), "" | "no" | "false" | "0" | "optional")
+        || !matches!(named("Encryption").as_str(), "" | "off");
+    let server = named("Server");
+    let host = server.trim_start_matches("tcp:").split([',', '\\']).next().unwrap_or_default();
+    let is_here = host.starts_with("127.") || matches!(host, "" | "localhost" | "::1" | "." | "(local)");
+    is_encrypted || !is_here
 }
 
 #[cfg(test)]
@@ -116,6 +134,17 @@ mod tests {
 
         assert!(text.len() >= PROBE_BYTES);
         assert!((1..=4).all(|bytes| text.chars().any(|character| character.len_utf8() == bytes)));
+    }
+
+    #[test]
+    fn freetds_is_trusted_without_a_check_only_on_this_host_and_without_encryption() {
+        let of = |text| is_unverified(text, Dialect::Mssql);
+
+        assert!(of("Driver={FreeTDS};Server=db.example,1433;UID=x"));
+        assert!(of("Driver={FreeTDS};Server=127.0.0.1;Port=1433;Encryption=require"));
+        assert!(of("Driver=/usr/lib/libtdsodbc.so;Server=tcp:10.0.0.7;Encrypt=yes"));
+        assert!(!of("Driver={FreeTDS};Server=127.0.0.1,1433;Encrypt=no"));
+        assert!(!of("Driver={ODBC Driver 18 for SQL Server};Server=db.example;Encrypt=yes"));
     }
 
     #[test]

@@ -169,37 +169,49 @@ impl Store {
     }
 }
 
-/// Reads the columns of a job; every statement that returns jobs returns these.
+/// Reads the columns of a job; every statement that returns jobs returns these. A value that cannot be read (an id that is none, say) is
+/// shown as zero or empty, so that one row that was changed by hand does not end every listing that it is in.
 pub(super) fn job(row: &mut Row<'_, '_>) -> Result<Job, StoreError> {
     Ok(Job {
         seq: Seq(row.int(1)?),
-        id: uuid(&row.text(2)?)?,
-        job_type: row.text(3)?,
-        payload: row.text(4)?,
-        priority: row.text(5)?,
-        max_retries: row.int(6)?,
-        retry_count: row.int(7)?,
-        status: row.text(8)?,
-        created_at: time(row.int(9)?),
-        updated_at: time(row.int(10)?),
-        run_at: time(row.int(11)?),
-        started_at: row.maybe_int(12)?.map(time),
-        finished_at: row.maybe_int(13)?.map(time),
-        timeout_ms: row.maybe_int(14)?,
-        unique_key: row.maybe_text(15)?,
-        last_error: row.maybe_text(16)?,
+        id: or_empty(id(row, 2))?,
+        job_type: or_empty(row.text(3))?,
+        payload: or_empty(row.text(4))?,
+        priority: or_empty(row.text(5))?,
+        max_retries: or_empty(row.int(6))?,
+        retry_count: or_empty(row.int(7))?,
+        status: or_empty(row.text(8))?,
+        created_at: time(or_empty(row.int(9))?),
+        updated_at: time(or_empty(row.int(10))?),
+        run_at: time(or_empty(row.int(11))?),
+        started_at: or_empty(row.maybe_int(12))?.map(time),
+        finished_at: or_empty(row.maybe_int(13))?.map(time),
+        timeout_ms: or_empty(row.maybe_int(14))?,
+        unique_key: or_empty(row.maybe_text(15))?,
+        last_error: or_empty(row.maybe_text(16))?,
     })
 }
 
 fn dead_letter(row: &mut Row<'_, '_>) -> Result<DeadLetter, StoreError> {
     Ok(DeadLetter {
         seq: Seq(row.int(1)?),
-        id: uuid(&row.text(2)?)?,
-        original_job_id: uuid(&row.text(3)?)?,
-        job_type: row.text(4)?,
-        payload: row.text(5)?,
-        priority: row.text(6)?,
-        reason: row.text(7)?,
-        failed_at: time(row.int(8)?),
+        id: or_empty(id(row, 2))?,
+        original_job_id: or_empty(id(row, 3))?,
+        job_type: or_empty(row.text(4))?,
+        payload: or_empty(row.text(5))?,
+        priority: or_empty(row.text(6))?,
+        reason: or_empty(row.text(7))?,
+        failed_at: time(or_empty(row.int(8))?),
     })
+}
+
+fn id(row: &mut Row<'_, '_>, column: u16) -> Result<Uuid, StoreError> {
+    uuid(&row.text(column)?)
+}
+
+fn or_empty<T: Default>(value: Result<T, StoreError>) -> Result<T, StoreError> {
+    match value {
+        Err(StoreError::BadRow(_)) => Ok(T::default()),
+        value => value,
+    }
 }

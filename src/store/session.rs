@@ -1,5 +1,6 @@
 //! One connection and what it has prepared: runs named statements with text and number parameters, and reads rows.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -8,14 +9,14 @@ use odbc_api::{Connection, ConnectionTransitions, Cursor, CursorImpl, CursorRow,
 
 use super::batch::Counts;
 use super::dialect::Dialect;
-use super::error::StoreError;
+use super::error::{StoreError, is_disconnect};
 pub(super) use super::param::{Param, TextMode};
 use super::param::{bind, chunks_for, in_chunks};
 
 /// `SharedConnection` of odbc-api: the mutex is what makes a prepared statement that owns its connection movable between threads.
 type Shared = Arc<Mutex<Connection<'static>>>;
 
-/// How long a prepared statement may run on SQL Server, which has no such limit of its own.
+/// How long a statement but those of a migration may run on SQL Server, which has no such limit of its own.
 const STATEMENT_SECONDS_MAX: usize = 30;
 
 /// A connection with its prepared statements.
@@ -26,13 +27,42 @@ pub(super) struct Session {
     counts: Counts,
     // Key: the statement's name and the chunks of its text parameters, for each makes another text.
     prepared: HashMap<(&'static str, usize), Prepared<StatementConnection<Shared>>>,
+    // An error said that the connection is gone.
+    gone: Cell<bool>,
     broken: bool,
+    // A transaction is open, or may be.
+    in_transaction: bool,
+}
+
+/// How results are read and errors sorted.
+struct How<'s> {
+    dialect: Dialect,
+    mode: TextMode,
+    gone: &'s Cell<bool>,
+}
+
+impl How<'_> {
+    fn sort(&self, error: odbc_api::Error) -> StoreError {
+        if is_disconnect(self.dialect, &error) {
+            self.gone.set(true);
+        }
+        StoreError::of(self.dialect, error)
+    }
 }
 
 impl Session {
     pub(super) fn new(connection: Connection<'static>, dialect: Dialect, text: TextMode, counts: Counts) -> Session {
         let connection = Arc::new(Mutex::new(connection));
-        Session { connection, dialect, text, counts, prepared: HashMap::new(), broken: false }
+        Session {
+            connection,
+            dialect,
+            text,
+            counts,
+            prepared: HashMap::new(),
+            gone: Cell::new(false),
+            broken: false,
+            in_transaction: false,
+        }
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -108,8 +138,8 @@ impl Session {
         } else {
             1
         };
-        let (dialect, mode) = (self.dialect, self.text);
-        let bound = bind(params, mode, chunks);
+        let how = How { dialect: self.dialect, mode: self.text, gone: &self.gone };
+        let bound = bind(params, how.mode, chunks);
         let prepared = match self.prepared.entry((name, chunks)) {
             std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -118,13 +148,13 @@ impl Session {
                 } else {
                     text.to_owned()
                 };
-                prepare(&self.connection, dialect, &text).map(|prepared| entry.insert(prepared))
+                prepare(&self.connection, &how, &text).map(|prepared| entry.insert(prepared))
             }
         };
         let result = prepared.and_then(|prepared| {
-            let cursor = prepared.execute(bound.as_slice()).map_err(|error| StoreError::of(dialect, error))?;
-            let rows = cursor.map(|cursor| read(cursor, dialect, mode, each));
-            rows.unwrap_or_else(|| read_on(&mut prepared.as_stmt_ref(), dialect))
+            let cursor = prepared.execute(bound.as_slice()).map_err(|error| how.sort(error))?;
+            let rows = cursor.map(|cursor| read(cursor, &how, each));
+            rows.unwrap_or_else(|| read_on(&mut prepared.as_stmt_ref(), &how))
         });
         if result.is_err() {
             // Its handle may be left in the middle of a batch.
@@ -135,40 +165,51 @@ impl Session {
 
     /// Runs `text` as it stands, without parameters: sessions' settings, migrations. Its results are read and thrown away.
     pub(super) fn execute_text(&mut self, text: &str) -> Result<(), StoreError> {
-        let (dialect, mode) = (self.dialect, self.text);
-        let result = run_text(&lock(&self.connection), dialect, mode, text);
+        let how = How { dialect: self.dialect, mode: self.text, gone: &self.gone };
+        let result = run_text(&lock(&self.connection), &how, text, None);
+        self.judge(result)
+    }
+
+    /// [`Session::execute_text`] for what begins and ends transactions.
+    fn transact(&mut self, text: &str) -> Result<(), StoreError> {
+        let how = How { dialect: self.dialect, mode: self.text, gone: &self.gone };
+        let result = run_text(&lock(&self.connection), &how, text, Some(STATEMENT_SECONDS_MAX));
         self.judge(result)
     }
 
     pub(super) fn begin(&mut self) -> Result<(), StoreError> {
+        self.in_transaction = true;
         match self.dialect {
             // The driver would begin a deferred transaction, which fails when it turns from reading to writing.
-            Dialect::Sqlite => self.execute_text("begin immediate"),
+            Dialect::Sqlite => self.transact("begin immediate"),
             // Off and on again would be two round trips more; and FreeTDS would be inside a transaction at all times.
-            Dialect::Mssql => self.execute_text("BEGIN TRANSACTION"),
+            Dialect::Mssql => self.transact("BEGIN TRANSACTION"),
             Dialect::Postgres => self.connection_call(|connection| connection.set_autocommit(false)),
         }
     }
 
     pub(super) fn commit(&mut self) -> Result<(), StoreError> {
         match self.dialect {
-            Dialect::Sqlite => self.execute_text("commit"),
-            Dialect::Mssql => self.execute_text("COMMIT TRANSACTION"),
+            Dialect::Sqlite => self.transact("commit"),
+            Dialect::Mssql => self.transact("COMMIT TRANSACTION"),
             Dialect::Postgres => {
                 self.connection_call(|connection| connection.commit().and_then(|()| connection.set_autocommit(true)))
             }
-        }
+        }?;
+        self.in_transaction = false;
+        Ok(())
     }
 
     pub(super) fn rollback(&mut self) {
         let result = match self.dialect {
-            Dialect::Sqlite => self.execute_text("rollback"),
+            Dialect::Sqlite => self.transact("rollback"),
             // Under XACT_ABORT most errors have rolled back by themselves.
-            Dialect::Mssql => self.execute_text("IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION"),
+            Dialect::Mssql => self.transact("IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION"),
             Dialect::Postgres => {
                 self.connection_call(|connection| connection.rollback().and_then(|()| connection.set_autocommit(true)))
             }
         };
+        self.in_transaction = false;
         if let Err(error) = result {
             // SQLite rolls back by itself on some errors (disk full), and then there is nothing to undo; a new connection is sure.
             log::debug!("a rollback failed, its connection is dropped: {error}");
@@ -176,44 +217,39 @@ impl Session {
         }
     }
 
+    /// Undoes what is open, before another call gets this session.
+    pub(super) fn tidy(&mut self) {
+        if self.in_transaction && !self.broken {
+            self.rollback();
+        }
+    }
+
     fn connection_call(
         &mut self,
         call: impl FnOnce(&Connection<'static>) -> Result<(), odbc_api::Error>,
     ) -> Result<(), StoreError> {
-        let result = call(&lock(&self.connection)).map_err(|error| StoreError::of(self.dialect, error));
+        let how = How { dialect: self.dialect, mode: self.text, gone: &self.gone };
+        let result = call(&lock(&self.connection)).map_err(|error| how.sort(error));
         self.judge(result)
     }
 
-    /// A connection is kept only after errors that say nothing about it. Drivers have no one code for a connection that broke within a
-    /// statement (psqlodbc: HY000), so what looks like a refused statement is unavailability where the connection is dead.
+    /// A connection is dropped only where it is dead. Drivers have no one code for one that broke within a statement (psqlodbc: HY000), so
+    /// the driver is asked too; and what looks like a refused statement is unavailability then. After any other error (time-out, no
+    /// right, a value that does not fit) the connection is as good as before.
     fn judge<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        match result {
-            Err(StoreError::Corrupt(text)) => {
-                self.broken = true;
-                let is_dead = lock(&self.connection).is_dead().unwrap_or(false);
-                Err(if is_dead {
-                    StoreError::Unavailable(text)
-                } else {
-                    StoreError::Corrupt(text)
-                })
-            }
-            Err(StoreError::Unavailable(_)) => {
-                self.broken = true;
-                result
-            }
-            // On SQL Server it is the driver that breaks off, and it cannot know whether the server has heard.
-            Err(StoreError::TimedOut(_)) if self.dialect == Dialect::Mssql => {
-                self.broken = true;
-                result
-            }
-            Ok(_)
-            | Err(
-                StoreError::Contended(_)
-                | StoreError::TimedOut(_)
-                | StoreError::Conflict(_)
-                | StoreError::Unconfirmed(_),
-            ) => result,
+        let Err(error) = result else { return result };
+        // A batch of SQL Server may have begun a transaction of its own.
+        self.in_transaction |= self.dialect == Dialect::Mssql;
+        if matches!(error, StoreError::Contended(_) | StoreError::Conflict(_) | StoreError::Unconfirmed(_)) {
+            return Err(error);
         }
+        let is_dead = self.gone.get() || lock(&self.connection).is_dead().unwrap_or(false);
+        // On SQL Server it is the driver that breaks off, and it cannot know whether the server has heard.
+        self.broken |= is_dead || self.dialect == Dialect::Mssql && matches!(error, StoreError::TimedOut(_));
+        Err(match error {
+            StoreError::Corrupt(text) | StoreError::BadRow(text) if is_dead => StoreError::Unavailable(text),
+            error => error,
+        })
     }
 }
 
@@ -223,56 +259,63 @@ fn lock(connection: &Shared) -> std::sync::MutexGuard<'_, Connection<'static>> {
 
 fn prepare(
     connection: &Shared,
-    dialect: Dialect,
+    how: &How<'_>,
     text: &str,
 ) -> Result<Prepared<StatementConnection<Shared>>, StoreError> {
     let prepared = Arc::clone(connection).into_prepared(text).and_then(|mut prepared| {
         // PostgreSQL limits its statements itself (session_a), and SQLite has nobody to wait for but its file.
-        if dialect == Dialect::Mssql {
+        if how.dialect == Dialect::Mssql {
             prepared.set_query_timeout_sec(STATEMENT_SECONDS_MAX)?;
         }
         Ok(prepared)
     });
-    prepared.map_err(|error| StoreError::of(dialect, error))
+    prepared.map_err(|error| how.sort(error))
 }
 
-fn run_text(connection: &Connection<'static>, dialect: Dialect, mode: TextMode, text: &str) -> Result<(), StoreError> {
-    let failed = |error| StoreError::of(dialect, error);
+fn run_text(
+    connection: &Connection<'static>,
+    how: &How<'_>,
+    text: &str,
+    seconds_max: Option<usize>,
+) -> Result<(), StoreError> {
+    let failed = |error| how.sort(error);
     let mut statement = connection.preallocate().map_err(failed)?;
+    if let (Some(seconds_max), Dialect::Mssql) = (seconds_max, how.dialect) {
+        statement.set_query_timeout_sec(seconds_max).map_err(failed)?;
+    }
     let cursor = statement.execute(text, ()).map_err(failed)?;
-    let rows = cursor.map(|cursor| read(cursor, dialect, mode, &mut |_| Ok(())));
-    rows.unwrap_or_else(|| read_on(&mut statement.as_stmt_ref(), dialect))
+    let rows = cursor.map(|cursor| read(cursor, how, &mut |_| Ok(())));
+    rows.unwrap_or_else(|| read_on(&mut statement.as_stmt_ref(), how))
 }
 
 fn read<S: Statement>(
     mut cursor: CursorImpl<S>,
-    dialect: Dialect,
-    mode: TextMode,
+    how: &How<'_>,
     each: &mut dyn FnMut(&mut Row<'_, '_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let result = read_rows(&mut cursor, dialect, mode, each);
+    let result = read_rows(&mut cursor, how, each);
     // Closed by hand, for a cursor that is dropped panics where closing fails.
     let mut statement = cursor.into_stmt();
-    let result = result.and_then(|()| read_on(&mut statement, dialect));
+    let result = result.and_then(|()| read_on(&mut statement, how));
     let closed = statement.close_cursor().into_result(&statement);
     match (result, closed) {
         (result, Ok(())) => result,
         (Ok(()), Err(error)) if has_no_cursor(&error) => Ok(()),
-        (Ok(()), Err(error)) => Err(StoreError::of(dialect, error)),
+        (Ok(()), Err(error)) => Err(how.sort(error)),
         (Err(error), Err(_)) => Err(error),
     }
 }
 
 /// Waits for the end of a batch of SQL Server, behind its rows: what fails there is told only here, and a batch that is not read to
 /// its end is cancelled where it stands, with its COMMIT.
-fn read_on(statement: &mut impl Statement, dialect: Dialect) -> Result<(), StoreError> {
-    if dialect != Dialect::Mssql {
+fn read_on(statement: &mut impl Statement, how: &How<'_>) -> Result<(), StoreError> {
+    if how.dialect != Dialect::Mssql {
         return Ok(());
     }
     loop {
         // SAFETY: no buffer is bound to the columns of a result, for rows are read with SQLGetData.
         let more = unsafe { statement.more_results() };
-        if !more.into_result_bool(statement).map_err(|error| StoreError::of(dialect, error))? {
+        if !more.into_result_bool(statement).map_err(|error| how.sort(error))? {
             return Ok(());
         }
     }
@@ -285,17 +328,16 @@ fn has_no_cursor(error: &odbc_api::Error) -> bool {
 
 fn read_rows(
     cursor: &mut impl Cursor,
-    dialect: Dialect,
-    mode: TextMode,
+    how: &How<'_>,
     each: &mut dyn FnMut(&mut Row<'_, '_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut buffers = Buffers::default();
     loop {
         match cursor.next_row() {
-            Ok(Some(row)) => each(&mut Row { cursor: row, dialect, mode, buffers: &mut buffers })?,
+            Ok(Some(row)) => each(&mut Row { cursor: row, how, buffers: &mut buffers })?,
             Ok(None) => return Ok(()),
             Err(error) if has_no_cursor(&error) => return Ok(()),
-            Err(error) => return Err(StoreError::of(dialect, error)),
+            Err(error) => return Err(how.sort(error)),
         }
     }
 }
@@ -309,15 +351,14 @@ struct Buffers {
 /// A row of a result. Columns count from 1 and are read from left to right, as `SQLGetData` wants it.
 pub(super) struct Row<'r, 'c> {
     cursor: CursorRow<'c>,
-    dialect: Dialect,
-    mode: TextMode,
+    how: &'r How<'r>,
     buffers: &'r mut Buffers,
 }
 
 impl Row<'_, '_> {
     pub(super) fn maybe_int(&mut self, column: u16) -> Result<Option<i64>, StoreError> {
         let mut value = Nullable::<i64>::null();
-        self.cursor.get_data(column, &mut value).map_err(|error| StoreError::of(self.dialect, error))?;
+        self.cursor.get_data(column, &mut value).map_err(|error| self.how.sort(error))?;
         Ok(value.into_opt())
     }
 
@@ -326,12 +367,11 @@ impl Row<'_, '_> {
     }
 
     pub(super) fn maybe_text(&mut self, column: u16) -> Result<Option<String>, StoreError> {
-        let dialect = self.dialect;
-        let failed = |error| StoreError::of(dialect, error);
-        if self.mode == TextMode::Narrow {
+        let failed = |error| self.how.sort(error);
+        if self.how.mode == TextMode::Narrow {
             let found = self.cursor.get_text(column, &mut self.buffers.narrow).map_err(failed)?;
-            let text = found.then(|| String::from_utf8(self.buffers.narrow.clone()));
-            text.transpose().map_err(|error| StoreError::Corrupt(format!("column {column} is not UTF-8: {error}")))
+            // SQLite keeps bytes that are no UTF-8; they are shown as U+FFFD rather than making the row unreadable.
+            Ok(found.then(|| String::from_utf8_lossy(&self.buffers.narrow).into_owned()))
         } else {
             let found = self.cursor.get_wide_text(column, &mut self.buffers.wide).map_err(failed)?;
             // A lone surrogate can stand in an nvarchar column; it is shown as U+FFFD rather than making the row unreadable.
@@ -345,5 +385,5 @@ impl Row<'_, '_> {
 }
 
 fn missing(column: u16) -> StoreError {
-    StoreError::Corrupt(format!("column {column} of a result is null where a value was expected"))
+    StoreError::BadRow(format!("column {column} of a result is null where a value was expected"))
 }

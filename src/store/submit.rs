@@ -202,8 +202,7 @@ fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Resul
     let holders = keys::take(session, first.into_iter().collect())?;
     let held_by_another = |job: &NewJob| {
         let key = job.unique_key.as_ref()?;
-        // A key that nobody holds any more was freed between the two statements; whoever asks again gets it.
-        let held_by = holders.get(key).copied().unwrap_or_else(Uuid::nil);
+        let held_by = holders.get(key).copied().unwrap_or(job.id);
         (held_by != job.id).then_some(KeyTaken { held_by })
     };
     Ok(jobs.iter().map(|job| held_by_another(job).map_or(Ok(*job), Err)).collect())
@@ -279,7 +278,7 @@ fn job_row<'a>(n: usize, job: &'a NewJob, horizon: Horizon, texts: &mut Texts) -
 }
 
 pub(super) fn uuid(text: &str) -> Result<Uuid, StoreError> {
-    Uuid::try_parse(text.trim()).map_err(|error| StoreError::Corrupt(format!("{text:?} is not an id: {error}")))
+    Uuid::try_parse(text.trim()).map_err(|error| StoreError::BadRow(format!("{text:?} is not an id: {error}")))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -5,7 +5,8 @@
 //! 2. Takes ids from the highest lane that has any, and claims them in one statement. Ids that lose the claim are dropped.
 //! 3. Where no lane brings jobs (Redis is away, or there is none and another process takes them) claims straight from the table, one
 //!    gentle poll a second.
-//! 4. After a claim whose result it could not learn, gives back what it may have got.
+//! 4. Where all workers hang for good, gives back what was claimed for them.
+//! 5. After a claim whose result it could not learn, gives back what it may have got.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -36,6 +37,8 @@ const TABLE_POLL: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Workers that wait for a job.
     pub idle: AtomicUsize,
+    /// Workers there are, without those that hang for good.
+    pub workers: AtomicUsize,
     /// Called when a worker becomes free.
     pub freed: crate::wake::Wake,
     average_nanos: AtomicU64,
@@ -54,13 +57,13 @@ impl Load {
         self.average_nanos.store(after.max(1), Ordering::Relaxed);
     }
 
-    /// Jobs that `workers` do in [`BUFFERED_WORK`]; none before the first is done.
-    fn buffered_jobs(&self, workers: usize) -> usize {
+    /// Jobs that the workers do in [`BUFFERED_WORK`]; none before the first is done.
+    fn buffered_jobs(&self) -> usize {
         let average = u128::from(self.average_nanos.load(Ordering::Relaxed));
         if average == 0 {
             return 0;
         }
-        let workers = u128::try_from(workers).unwrap_or(u128::MAX);
+        let workers = u128::try_from(self.workers.load(Ordering::Relaxed)).unwrap_or(u128::MAX);
         usize::try_from(BUFFERED_WORK.as_nanos().saturating_mul(workers) / average).unwrap_or(usize::MAX)
     }
 }
@@ -83,10 +86,10 @@ pub struct Feeder {
     pub ticker: Ticker,
     /// To the workers.
     pub channels: [Sender<ClaimedJob>; 3],
-    /// How busy they are.
+    /// The other ends, for what no worker is left to take.
+    pub untaken: [Receiver<ClaimedJob>; 3],
+    /// How many the workers are, and how busy.
     pub load: Arc<Load>,
-    /// How many they are.
-    pub workers: usize,
     /// Whether a claim may have been stored without this replica learning of it.
     pub is_unsure: bool,
 }
@@ -94,7 +97,7 @@ pub struct Feeder {
 impl Feeder {
     /// Room for each lane: what the idle workers and the buffer take, less what waits in this lane and those above it.
     fn room(&self) -> [(Lane, usize); 3] {
-        let room = self.load.idle.load(Ordering::Relaxed).saturating_add(self.load.buffered_jobs(self.workers));
+        let room = self.load.idle.load(Ordering::Relaxed).saturating_add(self.load.buffered_jobs());
         let mut waiting = 0;
         Lane::ALL.map(|lane| {
             let channel = &self.channels[lane.index()];
@@ -121,17 +124,43 @@ impl Feeder {
     }
 
     fn feed_from_table(&mut self, room: &[(Lane, usize)]) -> Result<Duration, StoreError> {
-        let mut found = false;
-        for &(lane, room) in room.iter().filter(|(_, room)| *room > 0) {
+        let (mut taken, mut refused) = (0, None);
+        for &(lane, room) in room {
+            // What a higher lane has just taken waits for the same workers.
+            let room = room.saturating_sub(taken);
+            if room == 0 {
+                continue;
+            }
             self.is_unsure = true;
-            let popped = self.lifecycle.claim_from_table(lane, room)?;
+            let popped = match self.lifecycle.claim_from_table(lane, room) {
+                // A row that cannot be claimed must not keep the lower lanes waiting as well.
+                Err(error) if !error.is_transient() => {
+                    refused = Some(error);
+                    continue;
+                }
+                popped => popped?,
+            };
             self.is_unsure = false;
-            found |= !popped.jobs.is_empty();
+            taken += popped.jobs.len();
             if !popped.jobs.is_empty() {
                 self.hand_out(popped);
             }
         }
-        Ok(if found { Duration::ZERO } else { TABLE_POLL })
+        match refused {
+            Some(error) => Err(error),
+            None => Ok(if taken > 0 { Duration::ZERO } else { TABLE_POLL }),
+        }
+    }
+
+    /// Gives back what was claimed for workers that all hang by now.
+    fn give_back_untaken(&self) -> Result<(), StoreError> {
+        let untaken: Vec<_> =
+            self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)).collect();
+        if !untaken.is_empty() {
+            self.lifecycle.release(&untaken)?;
+            self.held.settle(untaken);
+        }
+        Ok(())
     }
 }
 
@@ -146,6 +175,9 @@ impl Duty for Feeder {
                 self.ticker.tick_now();
             }
             self.is_unsure = false;
+        }
+        if self.load.workers.load(Ordering::Relaxed) == 0 {
+            self.give_back_untaken()?;
         }
         let room = self.room();
         let has_room = room.iter().filter(|(_, room)| *room > 0).count();
@@ -175,19 +207,62 @@ impl Duty for Feeder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{Bench, REPLICA};
     use super::*;
+    use crate::job::NewJob;
 
     #[test]
     fn long_jobs_are_not_buffered_and_short_ones_for_100_ms() {
         let load = Load::default();
-        assert_eq!(load.buffered_jobs(10), 0, "nothing is known yet");
+        load.workers.store(10, Ordering::Relaxed);
+        assert_eq!(load.buffered_jobs(), 0, "nothing is known yet");
 
         load.note(Duration::from_millis(10));
-        assert_eq!(load.buffered_jobs(10), 100);
+        assert_eq!(load.buffered_jobs(), 100);
 
         for _ in 0..100 {
             load.note(Duration::from_mins(1));
         }
-        assert_eq!(load.buffered_jobs(10), 0);
+        assert_eq!(load.buffered_jobs(), 0);
+    }
+
+    /// A feeder with `jobs` of each lane in its table, and the ends of its channels.
+    fn feeder(bench: &Bench, jobs: [usize; 3]) -> (Feeder, [Receiver<ClaimedJob>; 3]) {
+        let jobs = Lane::ALL.into_iter().zip(jobs).flat_map(|(lane, count)| {
+            std::iter::repeat_with(move || NewJob { lane, ..NewJob::new("x", "{}") }).take(count)
+        });
+        let jobs: Vec<NewJob> = jobs.collect();
+        let jobs: Vec<&NewJob> = jobs.iter().collect();
+        bench.lifecycle.store().submit(&jobs, REPLICA, None).expect("stored");
+        let (channels, untaken) = channels();
+        let feeder = Feeder {
+            ticker: Ticker::new(Arc::clone(&bench.lifecycle)),
+            lifecycle: Arc::clone(&bench.lifecycle),
+            held: Arc::default(),
+            metrics: Arc::default(),
+            channels,
+            untaken: untaken.clone(),
+            load: Arc::default(),
+            is_unsure: false,
+        };
+        (feeder, untaken)
+    }
+
+    #[test]
+    fn what_a_higher_lane_takes_from_the_table_leaves_less_room_for_the_lower() {
+        let bench = Bench::new();
+        let (mut feeder, waiting) = feeder(&bench, [1, 4, 4]);
+        feeder.load.workers.store(3, Ordering::Relaxed);
+        feeder.load.idle.store(3, Ordering::Relaxed);
+
+        feeder.round().expect("fed");
+
+        assert_eq!(waiting.each_ref().map(Receiver::len), [1, 2, 0]);
+        // All workers hang.
+        feeder.load.workers.store(0, Ordering::Relaxed);
+        feeder.load.idle.store(0, Ordering::Relaxed);
+        feeder.give_back_untaken().expect("given back");
+        assert_eq!(waiting.each_ref().map(Receiver::len), [0, 0, 0]);
+        assert!(feeder.held.unsettled().is_empty());
     }
 }

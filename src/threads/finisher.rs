@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
 use super::Duty;
-use crate::job::Seq;
+use crate::job::{Seq, Token};
 use crate::lifecycle::{Held, Lifecycle};
 use crate::metrics::Metrics;
 use crate::retry::Verdict;
@@ -40,6 +40,16 @@ impl Outcomes {
     pub fn send(&self, outcome: Outcome) -> bool {
         self.unstored.fetch_add(1, Ordering::AcqRel);
         self.sender.send(outcome).is_ok()
+    }
+
+    /// Hands an outcome over if there is room for it now, or nobody who wants it.
+    pub fn try_send(&self, outcome: Outcome) -> bool {
+        self.unstored.fetch_add(1, Ordering::AcqRel);
+        let is_full = matches!(self.sender.try_send(outcome), Err(TrySendError::Full(_)));
+        if is_full {
+            self.unstored.fetch_sub(1, Ordering::AcqRel);
+        }
+        !is_full
     }
 
     /// Outcomes that were handed over and are not stored yet.
@@ -99,11 +109,11 @@ impl Finisher {
         self.store(std::slice::from_ref(&buried))
     }
 
-    fn count(&self, outcomes: &[Outcome], accepted: &[Seq]) {
-        let accepted: std::collections::HashSet<Seq> = accepted.iter().copied().collect();
+    fn count(&self, outcomes: &[Outcome], accepted: &[(Seq, Token)]) {
+        let accepted: std::collections::HashSet<(Seq, Token)> = accepted.iter().copied().collect();
         let (mut completed, mut retried, mut failed, mut refused) = (0, 0, 0, 0);
         for outcome in outcomes {
-            if !accepted.contains(&outcome.seq) {
+            if !accepted.contains(&(outcome.seq, outcome.token)) {
                 log::info!(job:% = outcome.id, token:% = outcome.token; "an outcome was refused: the job was cancelled or its lease lost");
                 refused += 1;
                 continue;

@@ -1,8 +1,9 @@
 //! keeper: renews the leases of what this replica holds, and shows the replica as alive.
 //!
-//! 1. While it holds jobs: removes leases that ended, renews the rest, and tells running jobs that were cancelled or lost to stop.
-//! 2. Every 20 s shows the replica as alive. If that finds leases that ran out or replicas that died, it wakes the scheduler.
-//! 3. It alone says that the database is back after an outage.
+//! 1. While it holds jobs: removes leases that ended, and renews the rest.
+//! 2. While a job runs for longer than a second: asks each second whether it was cancelled or lost, and then tells it to stop.
+//! 3. Every 20 s shows the replica as alive. If that finds leases that ran out or replicas that died, it wakes the scheduler.
+//! 4. It alone says that the database is back after an outage.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +19,11 @@ use crate::wake::left_until;
 const BEAT_EVERY: Duration = Duration::from_secs(20);
 /// How often the database is tried while it is away.
 const AWAY_BEAT: Duration = Duration::from_secs(1);
-/// Renewals are at most this far apart, so that a cancelled job learns of it soon.
+/// Renewals are at most this far apart, so that a lease that was lost is noticed soon.
 const RENEW_EVERY_MAX: Duration = Duration::from_secs(5);
+/// How often running jobs are looked up, and how long they run before they are: a cancelled job learns of it within twice this time. Where jobs are
+/// shorter, or none runs, the database is not asked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The duty.
 pub struct Keeper {
@@ -29,13 +33,14 @@ pub struct Keeper {
     database: Arc<Outage>,
     next_beat: Instant,
     next_renewal: Instant,
+    next_look: Instant,
 }
 
 impl Keeper {
     /// A keeper of what `held` says.
     pub fn new(lifecycle: Arc<Lifecycle>, held: Arc<Held>, ticker: Ticker, database: Arc<Outage>) -> Keeper {
         let now = Instant::now();
-        Keeper { lifecycle, held, ticker, database, next_beat: now, next_renewal: now }
+        Keeper { lifecycle, held, ticker, database, next_beat: now, next_renewal: now, next_look: now }
     }
 
     /// A third of the lease: two renewals may fail before it runs out.
@@ -59,9 +64,12 @@ impl Keeper {
                 log::warn!(leases = lost.len(); "leases were lost to another replica; their jobs are told to stop");
             }
         }
-        let running = self.held.begun_before(self.renew_every());
-        for running in running.chunks(BATCH_MAX) {
-            self.held.stop(&store.not_held(running)?);
+        Ok(())
+    }
+
+    fn look_for_cancelled(&self) -> Result<(), StoreError> {
+        for running in self.held.begun_before(LOOK_EVERY).chunks(BATCH_MAX) {
+            self.held.stop(&self.lifecycle.store().not_held(running)?);
         }
         Ok(())
     }
@@ -89,15 +97,50 @@ impl Duty for Keeper {
             self.renew()?;
             self.next_renewal = now + self.renew_every();
         }
+        if now >= self.next_look {
+            self.look_for_cancelled()?;
+            self.next_look = now + LOOK_EVERY;
+        }
         if now >= self.next_beat || self.database.is_on() {
             self.beat()?;
             self.next_beat = now + BEAT_EVERY;
         }
-        let wait = left_until(self.next_beat.min(self.next_renewal));
+        let wait = left_until(self.next_beat.min(self.next_renewal).min(self.next_look));
         Ok(if self.database.is_on() {
             wait.min(AWAY_BEAT)
         } else {
             wait
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Bench, REPLICA};
+    use super::*;
+    use crate::job::{Lane, NewJob};
+
+    #[test]
+    fn a_job_that_is_cancelled_while_it_runs_learns_of_it_before_the_next_renewal() {
+        let bench = Bench::new();
+        let (store, held) = (bench.lifecycle.store(), Arc::new(Held::default()));
+        let job = NewJob::new("x", "{}");
+        store.submit(&[&job], REPLICA, None).expect("stored");
+        let claimed = store.claim_next(Lane::Medium, 1, REPLICA, Duration::from_mins(1)).expect("claimed").jobs;
+        held.add(&claimed, Instant::now() + Duration::from_mins(1));
+        let ticker = Ticker::new(Arc::clone(&bench.lifecycle));
+        let outage = Arc::new(Outage::new("the database"));
+        let mut keeper = Keeper::new(Arc::clone(&bench.lifecycle), Arc::clone(&held), ticker, outage);
+        let stop = held.begin(&claimed[0]).expect("it is held");
+        keeper.round().expect("kept");
+        let renewal = keeper.next_renewal;
+
+        store.cancel(job.id).expect("cancelled");
+        while !stop.is_set() && Instant::now() < renewal {
+            let wait = keeper.round().expect("kept");
+            std::thread::sleep(wait); // OK: as its thread does
+        }
+
+        assert!(stop.is_set() && keeper.next_renewal == renewal);
     }
 }

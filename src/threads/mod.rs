@@ -11,6 +11,8 @@ pub mod keeper;
 pub mod scheduler;
 pub mod signals;
 pub mod submitter;
+#[cfg(test)]
+mod testing;
 pub mod worker;
 
 use std::any::Any;
@@ -153,7 +155,7 @@ impl Failures {
                 log::warn!(error:% = error; "{name} met a slow database; it tries again");
             }
             StoreError::TimedOut(_) => {}
-            StoreError::Conflict(_) | StoreError::Corrupt(_) => self.log(name, error),
+            StoreError::Conflict(_) | StoreError::BadRow(_) | StoreError::Corrupt(_) => self.log(name, error),
         }
         self.back_off()
     }

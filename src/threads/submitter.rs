@@ -168,7 +168,7 @@ impl Submitter {
         match self.lifecycle.submit(&jobs) {
             Ok(results) => self.answer_each(calls, results),
             // One call's jobs may be what the database refuses; the others are not to suffer for it.
-            Err(StoreError::Corrupt(_) | StoreError::Conflict(_)) if calls.len() > 1 => {
+            Err(StoreError::Corrupt(_) | StoreError::BadRow(_) | StoreError::Conflict(_)) if calls.len() > 1 => {
                 for call in calls {
                     self.store_together(std::slice::from_ref(call));
                 }
@@ -216,7 +216,7 @@ impl Submitter {
             }
             StoreError::TimedOut(_) => SubmitError::TimedOut,
             StoreError::Contended(_) => SubmitError::Unavailable,
-            StoreError::Conflict(why) | StoreError::Corrupt(why) => {
+            StoreError::Conflict(why) | StoreError::BadRow(why) | StoreError::Corrupt(why) => {
                 log::error!(error:% = error; "the database refused submitted jobs");
                 SubmitError::Rejected(why.clone())
             }

@@ -26,6 +26,10 @@ use crate::retry::{Report, RetryPolicy, judge};
 use crate::store::Outcome;
 use crate::wake::StopFlag;
 
+/// Threads of handlers that do not return are left behind, as many as there are workers, and at least this many. At the limit a worker
+/// that hangs is not replaced: the process has at most so many threads more than workers.
+const LEFT_BEHIND_MIN: usize = 8;
+
 /// What the workers share.
 pub struct Shop {
     /// From the feeder, in the order of [`Lane::ALL`].
@@ -52,6 +56,35 @@ pub struct Workers {
     // At a stop: unfinished attempts are released, so they give no outcome.
     is_released: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    crew: Mutex<Crew>,
+}
+
+/// How many workers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crew {
+    /// As many as the settings say.
+    pub wanted: usize,
+    /// Those that hang in a handler and could not be replaced.
+    pub missing: usize,
+    /// Threads in handlers that were given up and have not returned yet.
+    pub left_behind: usize,
+}
+
+impl Crew {
+    /// Whether one more thread may be left behind.
+    fn has_room(self) -> bool {
+        self.left_behind < self.wanted.max(LEFT_BEHIND_MIN)
+    }
+
+    /// What a person is to know, if workers are missing.
+    pub fn problem(self) -> Option<String> {
+        (self.missing > 0).then(|| {
+            format!(
+                "{} of {} workers hang in handlers that do not return; restart this replica, and mend the handlers",
+                self.missing, self.wanted
+            )
+        })
+    }
 }
 
 /// An attempt under way.
@@ -75,7 +108,9 @@ impl Workers {
             next_attempt: AtomicU64::new(0),
             is_released: AtomicBool::new(false),
             threads: Mutex::default(),
+            crew: Mutex::new(Crew { wanted: count, missing: 0, left_behind: 0 }),
         });
+        workers.shop.load.workers.store(count, Ordering::Relaxed);
         for number in 1..=count {
             workers.spawn(format!("worker-{number}"))?;
         }
@@ -85,7 +120,9 @@ impl Workers {
     fn spawn(self: &Arc<Self>, name: String) -> io::Result<()> {
         let workers = Arc::clone(self);
         let handle = spawn(&name.clone(), move || while workers.work(&name) {})?;
-        lock(&self.threads).push(handle);
+        let mut threads = lock(&self.threads);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(handle);
         Ok(())
     }
 
@@ -104,7 +141,7 @@ impl Workers {
         let report = self.attempt(&job, &Attempt { job: &job, deadline, stop: &stop });
         fault_point!("worker.done");
         // Whoever takes the attempt out of the table answers for it.
-        let Some(running) = lock(&self.running).remove(&number) else { return false };
+        let Some(running) = lock(&self.running).remove(&number) else { return self.comes_back(name) };
         let is_cut_short = self.is_released.load(Ordering::Acquire) && matches!(report, Report::Retry { .. });
         if !is_cut_short {
             self.give_outcome(&running, report);
@@ -144,6 +181,12 @@ impl Workers {
     }
 
     fn give_outcome(&self, running: &Running, report: Report) {
+        if !self.shop.outcomes.send(self.outcome(running, report)) {
+            log::warn!(job:% = running.job.id; "an outcome came after the finisher had ended; the job runs again");
+        }
+    }
+
+    fn outcome(&self, running: &Running, report: Report) -> Outcome {
         let job = &running.job;
         let duration = running.started.elapsed();
         self.shop.load.note(duration);
@@ -153,7 +196,7 @@ impl Workers {
             job:% = job.id, "type" = job.job_type.as_str(), lane:% = job.lane, attempt = job.attempt(), worker = running.worker.as_str(),
             duration_ms:? = duration.as_millis(); "{}", verdict.verb()
         );
-        let outcome = Outcome {
+        Outcome {
             seq: job.seq,
             id: job.id,
             token: job.token,
@@ -163,9 +206,6 @@ impl Workers {
             duration,
             unique_key: job.unique_key.clone(),
             verdict,
-        };
-        if !self.shop.outcomes.send(outcome) {
-            log::warn!(job:% = job.id; "an outcome came after the finisher had ended; the job runs again");
         }
     }
 
@@ -191,26 +231,68 @@ impl Workers {
                 attempt.stop.set();
             }
         }
-        let given_up: Vec<Running> = given_up.into_iter().filter_map(|number| running.remove(&number)).collect();
+        let mut replaced = Vec::new();
+        for number in given_up {
+            // Without waiting for room: while the database is away, other attempts' time runs out as well. The next look tries again.
+            if running.get(&number).is_some_and(|attempt| self.shop.outcomes.try_send(self.hung(attempt))) {
+                replaced.extend(running.remove(&number));
+            }
+        }
         drop(running);
-        for attempt in given_up {
+        for attempt in replaced {
             self.replace(attempt);
         }
         next
     }
 
-    fn replace(self: &Arc<Self>, attempt: Running) {
+    /// The outcome of an attempt that is given up.
+    fn hung(&self, attempt: &Running) -> Outcome {
         let limit = attempt.deadline.saturating_duration_since(attempt.started);
-        log::error!(
-            job:% = attempt.job.id, "type" = attempt.job.job_type.as_str(), worker = attempt.worker.as_str();
-            "a handler did not return after its time limit; its thread is left behind and another takes its place"
-        );
         let reason =
             format!("the handler did not return within its time limit of {limit:?}, nor after it was told to stop");
-        self.give_outcome(&attempt, Report::retry(reason));
-        if let Err(error) = self.spawn(attempt.worker) {
-            log::error!(error:% = error; "no thread for a worker in place of one that hangs");
+        self.outcome(attempt, Report::retry(reason))
+    }
+
+    fn replace(self: &Arc<Self>, attempt: Running) {
+        let mut crew = lock(&self.crew);
+        let has_room = crew.has_room();
+        crew.left_behind += 1;
+        let (job, job_type, worker) = (attempt.job.id, attempt.job.job_type.as_str(), attempt.worker.as_str());
+        if has_room {
+            log::error!(
+                job:% = job, "type" = job_type, worker = worker;
+                "a handler did not return after its time limit; its thread is left behind and another takes its place"
+            );
+            match self.spawn(attempt.worker) {
+                Ok(()) => return,
+                Err(error) => log::error!(error:% = error; "no thread for a worker in place of one that hangs"),
+            }
+        } else {
+            log::error!(
+                job:% = job, "type" = job_type, worker = worker, left_behind = crew.left_behind;
+                "a handler did not return after its time limit, and too many threads are left behind; this worker is missing until it returns"
+            );
         }
+        crew.missing += 1;
+        self.shop.load.workers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A handler has returned after it was given up. Returns whether its thread goes on, for a worker that is missing.
+    fn comes_back(&self, name: &str) -> bool {
+        let mut crew = lock(&self.crew);
+        crew.left_behind -= 1;
+        if crew.missing == 0 {
+            return false;
+        }
+        crew.missing -= 1;
+        self.shop.load.workers.fetch_add(1, Ordering::Relaxed);
+        log::info!(worker = name; "a handler has returned late, and its worker works again");
+        true
+    }
+
+    /// How many workers there are.
+    pub fn crew(&self) -> Crew {
+        *lock(&self.crew)
     }
 
     /// Attempts under way.
@@ -395,6 +477,72 @@ mod tests {
             Err(RecvTimeoutError::Timeout),
             "no second outcome"
         );
+    }
+
+    #[test]
+    fn handlers_that_never_return_leave_a_limited_number_of_threads_and_their_workers_come_back() {
+        let (leave, left) = crossbeam_channel::unbounded::<()>();
+        let registry = with("x", move |_| {
+            let _ = left.recv_timeout(PATIENCE); // OK: a handler that hangs until the test lets it go
+            Report::Done
+        });
+        let bench = bench(registry, 1, Vec::new());
+        let hangs = |seq| {
+            bench.send(job(seq, Lane::High, "x"));
+            while bench.workers.running() == 0 {
+                std::thread::yield_now();
+            }
+            bench.workers.enforce_deadlines(Instant::now() + PATIENCE * 2, Duration::from_secs(1));
+            assert_eq!(bench.outcome().seq, Seq(seq));
+        };
+        let limit = i64::try_from(LEFT_BEHIND_MIN).expect("few");
+
+        (1..=limit).for_each(hangs);
+        assert_eq!(bench.workers.crew(), Crew { wanted: 1, missing: 0, left_behind: LEFT_BEHIND_MIN });
+        assert_eq!(bench.workers.crew().problem(), None);
+        hangs(limit + 1);
+
+        assert_eq!(bench.workers.crew(), Crew { wanted: 1, missing: 1, left_behind: LEFT_BEHIND_MIN + 1 });
+        assert!(bench.workers.crew().problem().expect("one is missing").starts_with("1 of 1 workers hang"));
+        assert_eq!(lock(&bench.workers.threads).len(), LEFT_BEHIND_MIN + 1);
+        for _ in 0..=limit {
+            leave.send(()).expect("the handlers wait");
+        }
+        bench.send(job(99, Lane::High, "x"));
+        leave.send(()).expect("the handlers wait");
+        assert_eq!(bench.outcome().seq, Seq(99), "the worker works again");
+        while bench.workers.crew().left_behind > 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(bench.workers.crew().missing, 0);
+    }
+
+    #[test]
+    fn a_handler_that_hangs_while_no_outcome_can_be_taken_is_given_up_once_one_can() {
+        let (leave, left) = mpsc::channel::<()>();
+        let left = Mutex::new(left);
+        let registry = with("x", move |_| {
+            let _ = lock(&left).recv_timeout(PATIENCE); // OK: as above
+            Report::Done
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x")]);
+        while bench.workers.running() == 0 {
+            std::thread::yield_now();
+        }
+        let outcome = |bench: &Bench| {
+            let attempt = lock(&bench.workers.running);
+            bench.workers.hung(attempt.values().next().expect("it runs"))
+        };
+        let late = Instant::now() + PATIENCE * 2;
+        while bench.workers.shop.outcomes.try_send(outcome(&bench)) {}
+
+        bench.workers.enforce_deadlines(late, Duration::from_secs(1));
+        assert_eq!((bench.workers.running(), bench.workers.crew().left_behind), (1, 0), "it does not wait for room");
+        bench.outcome();
+        bench.workers.enforce_deadlines(late, Duration::from_secs(1));
+
+        assert_eq!((bench.workers.running(), bench.workers.crew().left_behind), (0, 1));
+        leave.send(()).expect("the handler waits");
     }
 
     #[test]

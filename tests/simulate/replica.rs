@@ -112,6 +112,7 @@ impl Replica {
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let database = Arc::new(Outage::new("the database"));
         let (senders, channels) = feeder::channels();
+        load.workers.store(WORKERS, Ordering::Relaxed);
         let (outcomes, unstored) = Outcomes::channel();
         Replica {
             scheduler: Scheduler::new(
@@ -130,7 +131,7 @@ impl Replica {
                 ticker: ticker.clone(),
                 channels: senders,
                 load: Arc::clone(&load),
-                workers: WORKERS,
+                untaken: channels.clone(),
                 is_unsure: false,
             },
             finisher: Finisher::new(

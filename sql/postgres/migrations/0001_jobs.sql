@@ -37,7 +37,10 @@ create table Jobs (
     LeasedBy     bigint,
     TimeoutMs    integer,
     UniqueKey    varchar(200),
-    LastError    text
+    LastError    text,
+    -- An infinite time has no milliseconds, so its row could not be read.
+    constraint Jobs_times_are_finite check (
+        isfinite(CreatedAt) and isfinite(UpdatedAt) and isfinite(RunAt) and isfinite(StartedAt) and isfinite(FinishedAt) and isfinite(DispatchedAt))
 ) with (
     -- Claim and outcome change no indexed column, so with room on its page the row is updated in place (HOT) and no index grows.
     fillfactor = 70,
@@ -53,8 +56,9 @@ select coalesce(cast(b.Id as uuid), gen_random_uuid()), coalesce(left(b.Type, 10
        t.created_at, t.updated_at, t.created_at,
        case when s.ended is not null then t.updated_at end, case when s.ended is not null then t.updated_at end
 from JobsBeforeTrilane as b
-cross join lateral (select cast(coalesce(b.CreatedAt, b.UpdatedAt, now()) as timestamptz) as created_at,
-                           cast(coalesce(b.UpdatedAt, b.CreatedAt, now()) as timestamptz) as updated_at) as t
+cross join lateral (select case when isfinite(b.CreatedAt) then cast(b.CreatedAt as timestamptz) end as created_at,
+                           case when isfinite(b.UpdatedAt) then cast(b.UpdatedAt as timestamptz) end as updated_at) as f
+cross join lateral (select coalesce(f.created_at, f.updated_at, now()) as created_at, coalesce(f.updated_at, f.created_at, now()) as updated_at) as t
 cross join lateral (select case
     when lower(trim(b.Status)) in ('completed', 'complete', 'succeeded', 'success', 'done', 'finished') then 'completed'
     when lower(trim(b.Status)) in ('failed', 'dead', 'deadletter', 'dead_letter', 'dead-letter') then 'failed'
@@ -85,16 +89,30 @@ create table FailedJobs (
     Payload       text         not null,
     Priority      varchar(10)  not null,
     Reason        text         not null,
-    FailedAt      timestamptz  not null default now()
+    FailedAt      timestamptz  not null default now(),
+    constraint FailedJobs_times_are_finite check (isfinite(FailedAt))
 );
 
 insert into FailedJobs (Id, OriginalJobId, Type, Payload, Priority, Reason, FailedAt)
 select coalesce(cast(b.Id as uuid), gen_random_uuid()), coalesce(cast(b.OriginalJobId as uuid), gen_random_uuid()), coalesce(left(b.Type, 100), ''),
-       coalesce(cast(b.Payload as text), 'null'), coalesce(left(b.Priority, 10), 'medium'), coalesce(b.Reason, ''), coalesce(b.FailedAt, now())
-from FailedJobsBeforeTrilane as b order by coalesce(b.FailedAt, now());
+       coalesce(cast(b.Payload as text), 'null'), coalesce(left(b.Priority, 10), 'medium'), coalesce(b.Reason, ''), t.failed_at
+from FailedJobsBeforeTrilane as b
+cross join lateral (select case when isfinite(b.FailedAt) then cast(b.FailedAt as timestamptz) else now() end as failed_at) as t
+order by t.failed_at;
 
-drop table FailedJobsBeforeTrilane;
-drop table JobsBeforeTrilane;
+-- A table with columns that Trilane does not know is kept as it was, under its new name. (No line but a last one ends a statement.)
+do $$ begin
+    if exists (
+        select 1 from pg_attribute where attrelid = cast('FailedJobsBeforeTrilane' as regclass) and attnum > 0 and not attisdropped
+            and attname not in ('seq', 'id', 'originaljobid', 'type', 'payload', 'priority', 'reason', 'failedat'))
+    then alter table FailedJobsBeforeTrilane drop column Seq; else drop table FailedJobsBeforeTrilane; end if; end
+$$;
+do $$ begin
+    if exists (
+        select 1 from pg_attribute where attrelid = cast('JobsBeforeTrilane' as regclass) and attnum > 0 and not attisdropped
+            and attname not in ('seq', 'id', 'type', 'payload', 'priority', 'maxretries', 'retrycount', 'status', 'createdat', 'updatedat'))
+    then alter table JobsBeforeTrilane drop column Seq; else drop table JobsBeforeTrilane; end if; end
+$$;
 
 create unique index FailedJobs_Id on FailedJobs (Id);
 create index FailedJobs_OriginalJobId on FailedJobs (OriginalJobId);

@@ -1,0 +1,49 @@
+//! A lifecycle on a table of its own, for the tests of duties.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::job::ReplicaId;
+use crate::lifecycle::{Lifecycle, Policy};
+use crate::queue::Lanes;
+use crate::store::{Options, Store};
+
+pub(super) const REPLICA: ReplicaId = ReplicaId(1);
+
+/// A folder with the table of `lifecycle`, taken away again when dropped.
+pub(super) struct Bench {
+    pub(super) lifecycle: Arc<Lifecycle>,
+    folder: PathBuf,
+}
+
+impl Bench {
+    /// On SQLite; no lane brings jobs.
+    pub(super) fn new() -> Bench {
+        let folder = std::env::temp_dir().join(format!("trilane-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&folder).expect("a folder for the test");
+        let options = Options {
+            connection_string: Store::sqlite_connection_string(&folder.join("test.db")),
+            connections_max: 2,
+            wait: Duration::from_secs(20),
+        };
+        let store = Store::open(&options).expect("opens");
+        store.migrate().expect("migrated");
+        let policy = Policy {
+            replica: REPLICA,
+            replica_name: "test".into(),
+            tick: Duration::from_mins(2),
+            lease: Duration::from_mins(1),
+            lane_buffer_max: 100,
+            lanes_are_shared: false,
+            has_lanes: false,
+        };
+        Bench { lifecycle: Arc::new(Lifecycle::new(store, Lanes::memory(100), policy)), folder }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.folder)); // OK: it is in the folder for temporary files
+    }
+}
