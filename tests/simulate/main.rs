@@ -3,6 +3,10 @@
 //! points and between any two rounds, stand still past their leases, stop; Redis goes away, loses answers, single ids, or all it has. After each
 //! step `model.rs` compares what the tables say with what may have happened; at the end nothing goes wrong any more, and every job has to end.
 //!
+//! Rules that were broken by hand were found within so many runs: DispatchedAt kept at a recall 5, an expired lease not counted 2, a release that
+//! counts 2, a lane swept too far 8, lost ids not looked for 23, a claim of what runs 12, a claim before RunAt 2, a lease ended early 16 or removed
+//! with its first job 17, a job begun after its lease 2, a unique key kept 2, no token for a completion 84 or a failure 200.
+//!
 //! One seed in eight is a run without faults, in which every attempt must be begun just once.
 //!
 //! * `TRILANE_SIMULATE_SEED=42` repeats one run and shows its trace.
@@ -35,8 +39,9 @@ use self::world::World;
 
 /// Runs of `make test`.
 const SEEDS: u64 = 2_000;
-/// A slow machine makes fewer.
+/// A slow machine makes fewer, but not less than these.
 const SECONDS_MAX: u64 = 25;
+const SEEDS_MIN: u64 = 200;
 const STEPS: usize = 70;
 
 /// What runs did, to see that they did something.
@@ -99,9 +104,10 @@ fn no_job_is_lost_or_ends_twice_whatever_dies() {
         for _ in 0..threads {
             scope.spawn(|| {
                 let database = Database::new();
-                while failure.lock().expect("no panic").is_none() && Instant::now() < end {
+                while failure.lock().expect("no panic").is_none() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count {
+                    let is_over = Instant::now() >= end && seed >= first + SEEDS_MIN;
+                    if is_over || seed >= first + count {
                         return;
                     }
                     let (result, trace, counted) = run(&database, seed);
@@ -120,7 +126,9 @@ fn no_job_is_lost_or_ends_twice_whatever_dies() {
     if let Some(Failure { seed, why, trace }) = failure.into_inner().expect("no panic") {
         panic!("{trace}\n{why}\nRepeat it with TRILANE_SIMULATE_SEED={seed}");
     }
-    all.check();
+    if asked.is_none() {
+        all.check();
+    }
 }
 
 impl Seen {
