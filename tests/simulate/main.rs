@@ -174,3 +174,16 @@ fn a_seed_gives_the_same_run_each_time() {
         assert_eq!(trace, again, "seed {seed}");
     }
 }
+
+#[test]
+fn what_was_found_once_stays_mended() {
+    // Two outcomes of one job in one batch, of which the late one counted too.
+    const FOUND: [u64; 1] = [1_795_461_060_316];
+    arm_fault_points();
+    let database = Database::new();
+    for seed in FOUND {
+        let (result, trace, _) = run(&database, seed);
+
+        assert_eq!(result, Ok(()), "{trace}");
+    }
+}
