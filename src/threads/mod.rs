@@ -150,11 +150,10 @@ impl Failures {
             StoreError::Contended(_) if self.is_news() => {
                 log::warn!(error:% = error; "{name} gives way and tries again");
             }
-            StoreError::Contended(_) => {}
             StoreError::TimedOut(_) if self.is_news() => {
                 log::warn!(error:% = error; "{name} met a slow database; it tries again");
             }
-            StoreError::TimedOut(_) => {}
+            StoreError::Contended(_) | StoreError::TimedOut(_) => {}
             StoreError::Conflict(_) | StoreError::BadRow(_) | StoreError::Corrupt(_) => self.log(name, error),
         }
         self.back_off()

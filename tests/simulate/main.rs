@@ -3,8 +3,8 @@
 //! points and between any two rounds, stand still past their leases, stop; Redis goes away, loses answers, single ids, or all it has. After each
 //! step `model.rs` compares what the tables say with what may have happened; at the end nothing goes wrong any more, and every job has to end.
 //!
-//! Rules that were broken by hand were found within so many runs: DispatchedAt kept at a recall 5, an expired lease not counted 2, a release that
-//! counts 2, a lane swept too far 8, lost ids not looked for 23, a claim of what runs 12, a claim before RunAt 2, a lease ended early 16 or removed
+//! Rules that were broken by hand were found within so many runs: `DispatchedAt` kept at a recall 5, an expired lease not counted 2, a release that
+//! counts 2, a lane swept too far 8, lost ids not looked for 23, a claim of what runs 12, a claim before `RunAt` 2, a lease ended early 16 or removed
 //! with its first job 17, a job begun after its lease 2, a unique key kept 2, no token for a completion 84 or a failure 200.
 //!
 //! One seed in eight is a run without faults, in which every attempt must be begun just once.
