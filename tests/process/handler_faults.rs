@@ -290,13 +290,29 @@ fn answer(stream: &TcpStream, is_over: &AtomicBool) -> std::io::Result<()> {
             writer.write_all(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n")?;
             repeat(&chunk, at_once)
         }
-        "/redirects" => writer.write_all(b"HTTP/1.1 302 Found\r\nLocation: /redirects\r\nContent-Length: 0\r\n\r\n"),
+        "/redirects" => {
+            read_rest(&mut reader)?;
+            writer.write_all(b"HTTP/1.1 302 Found\r\nLocation: /redirects\r\nContent-Length: 0\r\n\r\n")
+        }
         // What was not read makes a close a reset.
         "/resets" => Ok(()),
         "/is_not_http" => writer.write_all(b"\x00\x01 SSH-2.0-no\r\n\r\n"),
         // Reads all there is, until the caller has gone.
         _ => reader.read_to_end(&mut Vec::new()).map(drop),
     }
+}
+
+/// The headers and the body of a request: a close with something unread is a reset, which overtakes the answer.
+fn read_rest(reader: &mut impl BufRead) -> std::io::Result<()> {
+    let (mut line, mut length) = (String::new(), 0);
+    while line.trim_end() != "" || line.is_empty() {
+        line.clear();
+        reader.read_line(&mut line)?;
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().expect("a length");
+        }
+    }
+    reader.read_exact(&mut vec![0; length])
 }
 
 impl Drop for Rude {

@@ -321,6 +321,24 @@ fn after_a_stop_open_and_new_connections_are_refused_until_the_rest_has_stopped(
 }
 
 #[test]
+fn whoever_connected_before_the_port_is_closed_is_answered() {
+    let server = serve(&Arc::new(Fake::default()));
+    let addr = server.local_addr();
+    let (_, refusing) = server.stop(soon());
+    let mut clients: Vec<Client> = (0..60)
+        .map(|_| {
+            let mut client = Client::connect(addr);
+            client.send(post(JOB).as_bytes());
+            client
+        })
+        .collect();
+
+    drop(refusing);
+
+    assert!(clients.iter_mut().all(|client| client.read_reply().status == 503));
+}
+
+#[test]
 fn an_idle_server_stops_at_once_and_frees_its_port() {
     let server = serve(&Arc::new(Fake::default()));
     let addr = server.local_addr();

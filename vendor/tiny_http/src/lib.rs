@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
@@ -32,6 +32,10 @@ const BACKLOG: i32 = 1_024;
 const STACK_BYTES: usize = 1 << 20;
 /// The pause after an accept that failed for want of something, while which something may be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long those who had connected before the port is closed may take to ask and to be answered.
+const LAST_WAIT: Duration = Duration::from_millis(250);
+/// Between two looks at them.
+const LAST_LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// What one client, and all together, may take.
 #[derive(Clone, Debug)]
@@ -111,6 +115,7 @@ pub enum Notice<'a> {
 pub struct Server {
     listener: Arc<TcpListener>,
     watch: Arc<Watch>,
+    service: Arc<dyn Service>,
 }
 
 impl Server {
@@ -121,7 +126,8 @@ impl Server {
     pub fn start(listener: TcpListener, limits: Limits, service: Arc<dyn Service>) -> io::Result<Server> {
         // The standard library's backlog is shorter, and what does not fit in waits for its next try, a second later.
         SockRef::from(&listener).listen(BACKLOG)?;
-        let server = Server { listener: Arc::new(listener), watch: Arc::new(Watch::new(limits)) };
+        let server =
+            Server { listener: Arc::new(listener), watch: Arc::new(Watch::new(limits)), service: Arc::clone(&service) };
         let (watch, watching) = (Arc::clone(&server.watch), Arc::clone(&service));
         thread::Builder::new().name("http-watch".to_owned()).spawn(move || watch.run(watching.as_ref()))?;
         // A handle of its own, so that the port is free as soon as the thread has ended.
@@ -143,6 +149,26 @@ impl Server {
         self.watch.hurry();
     }
 
+    /// Closes the port, and lets those be served who had connected before: what waits to be accepted when a port is closed is cut without
+    /// a word.
+    fn close_port(&self) {
+        self.watch.leave();
+        let deadline = Instant::now() + LAST_WAIT;
+        let socket = SockRef::from(self.listener.as_ref());
+        // The queue gets no longer meanwhile. OK: errors, as in `shutdown` below
+        let _ = socket.listen(0);
+        let _ = socket.set_nonblocking(true);
+        while let (Ok((stream, address)), true) = (self.listener.accept(), Instant::now() < deadline) {
+            let _ = stream.set_nonblocking(false); // OK: it is so already where systems do not inherit it
+            welcome(stream, address, &self.watch, &self.service);
+        }
+        // It ends the accept that waits. OK: that it fails means that there is nothing to end.
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+        while self.watch.serves() && Instant::now() < deadline {
+            thread::sleep(LAST_LOOK_EVERY);
+        }
+    }
+
     /// What the connections do and did.
     pub fn counts(&self) -> Counts {
         self.watch.counts()
@@ -151,19 +177,18 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.close_port();
         self.watch.close();
-        // It ends the accept that waits. OK: that it fails means that there is nothing to end.
-        let _ = SockRef::from(self.listener.as_ref()).shutdown(std::net::Shutdown::Both);
     }
 }
 
 fn accept_all(listener: &TcpListener, watch: &Arc<Watch>, service: &Arc<dyn Service>) {
-    while !watch.is_closed() {
+    while !watch.is_leaving() {
         match listener.accept() {
             Ok((socket, address)) => welcome(socket, address, watch, service),
             Err(error) if is_of_one_client(&error) => {}
             Err(error) => {
-                if watch.is_closed() {
+                if watch.is_leaving() {
                     return;
                 }
                 watch.accept_failed(&error, service.as_ref());

@@ -191,6 +191,7 @@ pub(crate) struct Watch {
     // A connection has left.
     left: Condvar,
     is_hurried: AtomicBool,
+    is_leaving: AtomicBool,
     is_closed: AtomicBool,
 }
 
@@ -203,6 +204,7 @@ impl Watch {
             come: Condvar::new(),
             left: Condvar::new(),
             is_hurried: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
         }
     }
@@ -213,6 +215,22 @@ impl Watch {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::SeqCst)
+    }
+
+    /// From now on nobody new is waited for.
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a client is about to ask something, to be answered, or to read its answer.
+    pub(crate) fn serves(&self) -> bool {
+        let phases = [Phase::New, Phase::Head, Phase::Body, Phase::Work, Phase::Answer, Phase::Leave].map(|phase| phase as u64);
+        let state = |connection: &Arc<Connection>| phase_of(connection.state.load(Ordering::SeqCst));
+        self.lock().connections.values().any(|connection| phases.contains(&state(connection)))
     }
 
     pub(crate) fn hurry(&self) {
