@@ -46,9 +46,9 @@ fuzz: ## feeds what is read from outside with anything, each target for SECONDS=
 
 lint: ## checks format, clippy, dependencies and the project's own rules
 	@tests/support/packages.sh build
-	cargo fmt --check
-	cargo clippy --all-targets $(LOCKED) -- -D warnings
-	cargo clippy --all-targets --features failpoints $(LOCKED) -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
+	cargo clippy --workspace --all-targets --features failpoints $(LOCKED) -- -D warnings
 	@tests/support/deny.sh
 	cargo test $(LOCKED) --test tidy
 

@@ -228,7 +228,8 @@ impl Watch {
 
     /// Whether a client is about to ask something, to be answered, or to read its answer.
     pub(crate) fn serves(&self) -> bool {
-        let phases = [Phase::New, Phase::Head, Phase::Body, Phase::Work, Phase::Answer, Phase::Leave].map(|phase| phase as u64);
+        let phases =
+            [Phase::New, Phase::Head, Phase::Body, Phase::Work, Phase::Answer, Phase::Leave].map(|phase| phase as u64);
         let state = |connection: &Arc<Connection>| phase_of(connection.state.load(Ordering::SeqCst));
         self.lock().connections.values().any(|connection| phases.contains(&state(connection)))
     }
