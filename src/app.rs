@@ -2,6 +2,7 @@
 
 mod backend;
 mod open;
+mod room;
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use crate::threads::submitter::{SubmitQueue, Submitter};
 use crate::threads::worker::{Shop, Workers};
 use crate::threads::{self, Thread};
 use crate::wake::{Wake, left_until};
+
+use room::Rooms;
 
 pub use open::{open_lanes, open_store};
 
@@ -97,9 +100,8 @@ impl Service {
         // First of all, so that a port that is taken is told at once.
         let server = HttpServer::bind(settings.http_addr)?;
         let lifecycle = Arc::new(open::lifecycle(settings)?);
-        let metrics = Arc::new(Metrics::default());
+        let (metrics, held) = (Arc::<Metrics>::default(), Arc::<Held>::default());
         let database = Arc::new(Outage::new("the database").settling(OUTAGE_SETTLING));
-        let held = Arc::new(Held::default());
         let registry = Arc::new(registry);
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let is_stopping = Arc::new(AtomicBool::new(false));
@@ -144,6 +146,7 @@ impl Service {
             database: Arc::clone(&database),
             workers: running.as_ref().map(|running| Arc::clone(&running.workers)),
             is_stopping: Arc::clone(&is_stopping),
+            rooms: Rooms::beside_duties(settings.database_pool_max, settings.database_wait),
         };
         let api = Arc::new(Api::new(Arc::new(backend), api_options(settings)));
         let http = server.start(api, &http_options, &http_counts)?;
@@ -302,11 +305,15 @@ fn give_back(
         return;
     }
     match lifecycle.release(&jobs) {
-        Ok(count) => {
+        Ok((count, left)) => {
             Metrics::add(&metrics.released, count);
             log::info!(jobs = count; "{what}");
             // Only now: a lease that is settled is removed, and then nobody would find its jobs.
-            held.settle(jobs);
+            held.settle(jobs.into_iter().filter(|(seq, _)| !left.contains(seq)));
+            if !left.is_empty() {
+                let error = "another session holds their rows";
+                log::warn!(jobs = left.len(), error; "jobs could not be given back; their leases will run out");
+            }
         }
         Err(error) => {
             log::warn!(jobs = jobs.len(), error:% = error; "jobs could not be given back; their leases will run out");

@@ -67,6 +67,8 @@ pub struct Lifecycle {
     // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
     no_expiry_before: Mutex<Instant>,
     cut: Cut,
+    // When to search for lost ids besides the ticks: the next time, and the last that was asked for.
+    looks: Mutex<Option<(Instant, Instant)>>,
     // The search for lost ids that goes on, one for each lane at most.
     sweeps: Mutex<Vec<Sweep>>,
     // The epoch that this replica has begun, or tried to, and whose recall is not done yet.
@@ -87,6 +89,7 @@ impl Lifecycle {
             leases_expired: AtomicBool::new(true),
             replicas_dead: AtomicBool::new(true),
             cut: Cut::default(),
+            looks: Mutex::default(),
             sweeps: Mutex::default(),
             new_epoch: Mutex::new(None),
         }
@@ -148,7 +151,7 @@ impl Lifecycle {
     /// # Errors
     /// As [`Store::revive`].
     pub fn revive(&self, id: Uuid) -> Result<Revived, StoreError> {
-        let revived = self.store.revive(id, self.policy.replica)?;
+        let revived = self.noting(self.store.revive(id, self.policy.replica))?;
         if let Revived::Queued(released) = revived {
             self.push(&[(released.lane, vec![released.seq])]);
         }

@@ -31,9 +31,9 @@
 -- define status: LOWER(Status COLLATE Latin1_General_100_BIN2)
 -- define job: j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.MaxRetries, j.RetryCount, j.Status, DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt), DATEDIFF_BIG(millisecond, '19700101', j.UpdatedAt), DATEDIFF_BIG(millisecond, '19700101', j.RunAt), DATEDIFF_BIG(millisecond, '19700101', j.StartedAt), DATEDIFF_BIG(millisecond, '19700101', j.FinishedAt), j.TimeoutMs, j.UniqueKey, j.LastError
 
--- session_a: no row counts, which would be results of their own; any error undoes its transaction; no lock is waited for longer than ten
--- seconds; text comes whole (FreeTDS asks for 64 KB unless told).
-SET NOCOUNT ON; SET XACT_ABORT ON; SET LOCK_TIMEOUT 10000; SET TEXTSIZE 2147483647; SET TRANSACTION ISOLATION LEVEL READ COMMITTED
+-- session_a: no row counts, which would be results of their own; any error undoes its transaction; no lock is waited for longer than six
+-- seconds (deadlocks are looked for every five); text comes whole (FreeTDS asks for 64 KB unless told).
+SET NOCOUNT ON; SET XACT_ABORT ON; SET LOCK_TIMEOUT 6000; SET TEXTSIZE 2147483647; SET TRANSACTION ISOLATION LEVEL READ COMMITTED
 
 -- ping: answers.
 SELECT 1
@@ -316,7 +316,8 @@ SET @now = SYSUTCDATETIME();
 UPDATE Lanes SET SweptTo = CASE WHEN SweptTo > @now OR @to > @now THEN @now ELSE @to END
 WHERE Lane = ? AND (SweptTo < @to OR SweptTo > @now)
 
--- claim: takes the queued jobs among the given for one replica, under one new lease. A job taken by another meanwhile is left out.
+-- claim: takes the queued jobs among the given for one replica, under one new lease; where there are none, without a lease. A job taken by another
+-- meanwhile is left out.
 -- READPAST: a row that another session holds is being claimed there; waiting for it would only lose a moment later. What was taken is what
 -- bears the token, which is new.
 -- Params: 1 replica  2 lease_ms  3 seqs (JSON array, up to 1,000)  4 early_ms.
@@ -338,6 +339,8 @@ FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 INNER JOIN Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) ON Jobs.Seq = g.seq
 WHERE Jobs.Status IN (N'queued', N'retrying') AND Jobs.RunAt <= @due
 {seek};
+IF @@ROWCOUNT = 0
+    DELETE FROM Leases WHERE Token = @token;
 SELECT j.LeaseToken, j.Seq, j.Id, j.Type, j.Payload, j.Priority, j.RetryCount, j.MaxRetries, j.TimeoutMs, j.UniqueKey,
        DATEDIFF_BIG(millisecond, '19700101', j.CreatedAt)
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
@@ -345,6 +348,32 @@ INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = g.seq
 WHERE j.LeaseToken = @token
 {seek};
 COMMIT TRANSACTION
+
+-- unclaimed: which of the given jobs, left out by a claim, wait for a worker all the same. NOLOCK: it is to see the rows that another session holds,
+-- and not to wait for them; who acts on it claims anew.
+-- Params: 1 seqs (array).  Returns seq.
+DECLARE @seqs nvarchar(max) = ?;
+SELECT j.Seq
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (NOLOCK, FORCESEEK) ON j.Seq = g.seq
+WHERE j.Status IN (N'queued', N'retrying') AND j.DispatchedAt IS NOT NULL
+{seek}
+
+-- held_elsewhere: locks the rows of the given jobs, without waiting, but for those that another session holds.
+-- READPAST leaves those out, NOLOCK sees them all the same.
+-- Params: 1 seqs (array).  Returns seq of those.
+DECLARE @seqs nvarchar(max) = ?;
+DECLARE @free TABLE (Seq bigint NOT NULL PRIMARY KEY);
+INSERT INTO @free (Seq)
+SELECT DISTINCT j.Seq
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) ON j.Seq = g.seq
+{seek};
+SELECT j.Seq
+FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
+INNER JOIN Jobs AS j WITH (NOLOCK, FORCESEEK) ON j.Seq = g.seq
+WHERE NOT EXISTS (SELECT 1 FROM @free AS f WHERE f.Seq = j.Seq)
+{seek}
 
 -- next: the ids that claim_next takes: due and not dispatched.
 -- Params: 1 lane  2 limit.  Returns seq, status as written.
@@ -592,7 +621,7 @@ DECLARE @replica bigint = ?;
 DECLARE @id uniqueidentifier = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs SET Status = N'queued', RetryCount = 0, RunAt = @now, StartedAt = NULL, FinishedAt = NULL, DispatchedAt = @now,
-                DispatchedBy = @replica, LeasedBy = NULL, UpdatedAt = @now, Priority = {lane}
+                DispatchedBy = @replica, LeaseToken = NULL, LeasedBy = NULL, UpdatedAt = @now, Priority = {lane}
 OUTPUT inserted.Seq
 WHERE Id = @id AND Status = N'failed' AND {lane} IN (N'high', N'medium', N'low')
 

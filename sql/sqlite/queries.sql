@@ -197,6 +197,10 @@ where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying
 select LeaseToken, Seq, Id, Type, Payload, Priority, RetryCount, MaxRetries, TimeoutMs, UniqueKey, CreatedAt
 from Jobs where Seq in (select value from json_each(?)) and LeaseToken = ?
 
+-- unclaimed: which of the given jobs, left out by a claim, wait for a worker all the same.
+-- Params: 1 seqs (array).  Returns seq.
+select Seq from Jobs where Seq in (select value from json_each(?)) and Status in ('queued', 'retrying') and DispatchedAt is not null
+
 -- next: the ids that claim_next takes: due and not dispatched.
 -- Params: 1 lane  2 limit.  Returns seq, status as written.
 select Seq, Status from Jobs where Priority = ? and DispatchedAt is null and RunAt <= {now} order by RunAt, Seq limit ?
@@ -368,7 +372,7 @@ select Seq from Jobs where Id = ? and Status = 'failed' and lower(trim(Priority)
 -- a lost id is found by its lane.
 -- Params: 1 replica  2 job id.
 update Jobs set Status = 'queued', RetryCount = 0, RunAt = {now}, StartedAt = null, FinishedAt = null, DispatchedAt = {now}, DispatchedBy = ?,
-                LeasedBy = null, UpdatedAt = {now}, Priority = lower(trim(Priority))
+                LeaseToken = null, LeasedBy = null, UpdatedAt = {now}, Priority = lower(trim(Priority))
 where Id = ? and Status = 'failed' and lower(trim(Priority)) in ('high', 'medium', 'low')
 
 -- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.

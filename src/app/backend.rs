@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::room::Rooms;
 use crate::api::{Backend, StoreState};
 use crate::job::{DeadLetter, FailedAttempt, Job, Lane, Seq};
 use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitResult};
@@ -27,6 +28,7 @@ pub(super) struct ServiceBackend {
     pub(super) database: Arc<Outage>,
     pub(super) workers: Option<Arc<Workers>>,
     pub(super) is_stopping: Arc<AtomicBool>,
+    pub(super) rooms: Rooms,
 }
 
 impl Backend for ServiceBackend {
@@ -35,15 +37,15 @@ impl Backend for ServiceBackend {
     }
 
     fn job(&self, id: Uuid) -> Result<Option<Job>, StoreError> {
-        self.lifecycle.store().job(id)
+        self.rooms.calls.call(|| self.lifecycle.store().job(id))
     }
 
     fn failed_attempts(&self, id: Uuid) -> Result<Vec<FailedAttempt>, StoreError> {
-        self.lifecycle.store().failed_attempts(id)
+        self.rooms.calls.call(|| self.lifecycle.store().failed_attempts(id))
     }
 
     fn jobs(&self, filter: &JobFilter, after: Option<Seq>, limit: usize) -> Result<Vec<Job>, StoreError> {
-        self.lifecycle.store().jobs(filter, after, limit)
+        self.rooms.calls.call(|| self.lifecycle.store().jobs(filter, after, limit))
     }
 
     fn dead_letters(
@@ -52,15 +54,15 @@ impl Backend for ServiceBackend {
         after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, StoreError> {
-        self.lifecycle.store().dead_letters(filter, after, limit)
+        self.rooms.calls.call(|| self.lifecycle.store().dead_letters(filter, after, limit))
     }
 
     fn cancel(&self, id: Uuid) -> Result<Cancelled, StoreError> {
-        self.lifecycle.cancel(id)
+        self.rooms.calls.call(|| self.lifecycle.cancel(id))
     }
 
     fn revive(&self, id: Uuid) -> Result<Revived, StoreError> {
-        self.lifecycle.revive(id)
+        self.rooms.calls.call(|| self.lifecycle.revive(id))
     }
 
     fn wake(&self) {
@@ -68,10 +70,11 @@ impl Backend for ServiceBackend {
     }
 
     fn ready(&self) -> Vec<StoreState> {
+        let answers = self.rooms.probes.call(|| self.lifecycle.store().ping());
         let mut states = vec![StoreState {
             name: "database",
             required: true,
-            problem: self.lifecycle.store().ping().err().map(|_| "the database does not answer".to_owned()),
+            problem: answers.err().map(|_| "the database does not answer".to_owned()),
         }];
         if self.lifecycle.policy().lanes_are_shared {
             states.push(StoreState { name: "redis", required: false, problem: self.lifecycle.lanes_problem() });

@@ -1,6 +1,6 @@
 //! From the lanes to the workers and back: claims, outcomes, and what is given back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
@@ -8,7 +8,7 @@ use crate::fault::fault_point;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::queue::{POP_IDS_MAX, QueueError};
 use crate::retry::Verdict;
-use crate::store::{BATCH_MAX, OddRow, Outcome, Released, StoreError};
+use crate::store::{Accepted, BATCH_MAX, Claim, OddRow, Outcome, Released, StoreError};
 
 /// Jobs that were claimed together.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,15 @@ pub struct Popped {
     pub valid_until: Option<Instant>,
     /// Whether the lane ran empty although more is due, so that the scheduler should refill it.
     pub drained: bool,
+    /// Whether a lease may be left of which this replica does not know: that of rows that cannot be read.
+    pub is_unsure: bool,
 }
+
+/// An outcome that was accepted.
+type Decided = (Seq, Token);
+
+/// Ids whose row another session held when they were to be claimed come back to their lane after this time.
+const HELD_PAUSE_MS: u64 = 1_000;
 
 impl Lifecycle {
     /// Takes ids from the lanes, up to the room of each, and claims their jobs. `Ok(None)`: Redis is away.
@@ -45,19 +53,32 @@ impl Lifecycle {
         let valid_until = Instant::now() + self.policy.lease;
         let claim = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
             Ok(claim) => claim,
-            // One of them cannot be claimed, and at the head of its lane it would keep all others from being. The next tick finds them.
-            Err(error) if !error.is_transient() => return Err(error),
+            // One of them cannot be claimed, and at the head of its lane it would keep all others from being.
+            Err(error) if !error.is_transient() => {
+                self.look_again();
+                return Err(error);
+            }
             Err(error) => {
                 // Not lost, only late: the row says dispatched, the lane has it again.
                 if let Err(error) = self.lanes.push_front(lane, &seqs) {
+                    self.look_again();
                     self.note_lanes_error(&error);
                 }
                 return Err(error);
             }
         };
         fault_point!("claim.claimed");
+        if self.timers.reach(self.policy.tick) == self.policy.tick {
+            claim.left.iter().for_each(|seq| self.timers.add(in_ms(HELD_PAUSE_MS), lane, *seq));
+        } // Else they are late by up to a tick: the search for lost ids finds them.
+        Ok(Some(self.popped(lane, claim, valid_until, drained)))
+    }
+
+    fn popped(&self, lane: Lane, claim: Claim, valid_until: Instant, drained: bool) -> Popped {
         self.bury_unreadable(&claim.odd);
-        Ok(Some(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained }))
+        let is_known = |token| claim.jobs.iter().any(|job| job.token == token);
+        let is_unsure = claim.odd.iter().filter_map(|odd| odd.token).any(|token| !is_known(token));
+        Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained, is_unsure }
     }
 
     /// Claims straight from the table, the lane's jobs that no lane has: the way while Redis is away.
@@ -67,8 +88,7 @@ impl Lifecycle {
     pub fn claim_from_table(&self, lane: Lane, count: usize) -> Result<Popped, StoreError> {
         let valid_until = Instant::now() + self.policy.lease;
         let claim = self.store.claim_next(lane, count, self.policy.replica, self.policy.lease)?;
-        self.bury_unreadable(&claim.odd);
-        Ok(Popped { lane, jobs: claim.jobs, valid_until: Some(valid_until), drained: false })
+        Ok(self.popped(lane, claim, valid_until, false))
     }
 
     /// As [`Lifecycle::bury_odd`]. Where that fails the jobs claimed with them are not to suffer: an odd row waits for the next look, one
@@ -84,23 +104,25 @@ impl Lifecycle {
     /// # Errors
     /// As every call of the store.
     pub fn release_unknown(&self, known: &[Token]) -> Result<(), StoreError> {
-        let released = self.store.release_unknown(self.policy.replica, known)?;
+        let released = self.noting(self.store.release_unknown(self.policy.replica, known))?;
         self.push_front(&released);
         Ok(())
     }
 
-    /// Gives claimed jobs back, their attempt not consumed; they run next, here or elsewhere.
+    /// Gives claimed jobs back, their attempt not consumed; they run next, here or elsewhere. Returns how many, and those that stay as they are,
+    /// for another session holds their row.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn release(&self, held: &[(Seq, Token)]) -> Result<usize, StoreError> {
-        let mut count = 0;
-        for held in held.chunks(BATCH_MAX) {
-            let released = self.store.release(held, self.policy.replica)?;
+    pub fn release(&self, jobs: &[(Seq, Token)]) -> Result<(usize, HashSet<Seq>), StoreError> {
+        let (mut count, mut left) = (0, HashSet::new());
+        for jobs in jobs.chunks(BATCH_MAX) {
+            let (released, held) = self.noting(self.store.release(jobs, self.policy.replica))?;
             self.push_front(&released);
             count += released.len();
+            left.extend(held);
         }
-        Ok(count)
+        Ok((count, left))
     }
 
     fn push_front(&self, released: &[Released]) {
@@ -120,6 +142,7 @@ impl Lifecycle {
                     self.note_lanes_error(&error);
                 }
                 if let Err(error) = self.store.recall(&seqs) {
+                    self.look_again();
                     log::debug!(error:% = error; "released ids could not be recalled");
                 }
             }
@@ -134,10 +157,25 @@ impl Lifecycle {
     /// As [`Store::finish`]; the call can be repeated.
     pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<(Seq, Token)>, StoreError> {
         let horizon = self.retry_horizon();
-        let accepted = self.store.finish(outcomes, self.policy.replica, horizon)?;
+        let accepted = self.noting(self.store.finish(outcomes, self.policy.replica, horizon))?;
+        Ok(self.finished(outcomes, &accepted, horizon))
+    }
+
+    /// [`Lifecycle::finish`] of those outcomes whose row no other session holds; waits for no row. Returns the others as well, which are to be
+    /// stored later.
+    ///
+    /// # Errors
+    /// As [`Store::finish`]; the call can be repeated.
+    pub fn finish_free(&self, outcomes: &[Outcome]) -> Result<(Vec<Decided>, HashSet<Seq>), StoreError> {
+        let horizon = self.retry_horizon();
+        let (accepted, held) = self.noting(self.store.finish_free(outcomes, self.policy.replica, horizon))?;
+        Ok((self.finished(outcomes, &accepted, horizon), held))
+    }
+
+    fn finished(&self, outcomes: &[Outcome], accepted: &[Accepted], horizon: Option<Duration>) -> Vec<(Seq, Token)> {
         fault_point!("finish.committed");
         let by_seq: HashMap<Seq, &Outcome> = outcomes.iter().map(|outcome| (outcome.seq, outcome)).collect();
-        for accepted in &accepted {
+        for accepted in accepted {
             match (accepted.due_in_ms, by_seq.get(&accepted.seq)) {
                 (Some(ms), Some(outcome)) => self.timers.add(in_ms(ms), outcome.lane, accepted.seq),
                 (None, Some(Outcome { verdict: Verdict::Retry { delay, .. }, .. })) if horizon.is_some() => {
@@ -146,7 +184,7 @@ impl Lifecycle {
                 _ => {}
             }
         }
-        Ok(accepted.into_iter().map(|accepted| (accepted.seq, accepted.token)).collect())
+        accepted.iter().map(|accepted| (accepted.seq, accepted.token)).collect()
     }
 }
 

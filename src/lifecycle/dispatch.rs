@@ -80,11 +80,11 @@ impl Lifecycle {
         let mut count = self.room(length).min(BATCH_MAX);
         while count > 0 {
             let reach = self.timers.reach(self.policy.tick);
-            let found = if is_more {
-                self.store.dispatch_more(lane, self.policy.replica, reach, count)?
+            let found = self.noting(if is_more {
+                self.store.dispatch_more(lane, self.policy.replica, reach, count)
             } else {
-                self.store.dispatch(lane, self.policy.replica, reach, count)?
-            };
+                self.store.dispatch(lane, self.policy.replica, reach, count)
+            })?;
             if !found.due.is_empty() {
                 fault_point!("tick.dispatched");
             }
@@ -176,7 +176,7 @@ impl Lifecycle {
             log::info!(jobs = starved.len(), lane:% = lane; "jobs that have waited too long are promoted");
             // Dispatched anew, so that they are not found before the head of the lane they have left, and taken for lost. If this fails, or at a
             // crash here, they are lost, and found.
-            self.store.promote(&starved, self.policy.replica)?;
+            self.store.promote(&starved, self.policy.replica).inspect_err(|_| self.look_again())?;
             self.push(&[(Lane::High, starved)]);
         }
         Ok(fresh.is_empty())

@@ -59,6 +59,7 @@ impl Lifecycle {
             for seqs in seqs.chunks(BATCH_MAX) {
                 if let Err(error) = self.store.recall(seqs) {
                     // They stay marked as dispatched, as after a crash here; `recall_lost` finds them.
+                    self.look_again();
                     log::debug!(error:% = error; "ids that no lane took could not be recalled");
                 }
             }

@@ -10,6 +10,8 @@ use crate::store::{Expired, StoreError, Sweep};
 
 /// An id may be on its way between a lane and its claim for this long before it counts as lost.
 const LOST_GRACE: Duration = Duration::from_secs(10);
+/// A search for what was lost just now begins so much later than that.
+const LOOK_MARGIN: Duration = Duration::from_secs(1);
 /// Pages that one round of the scheduler searches for lost ids; the rest follows in the next, so that dispatch is never held up for long.
 const SWEPT_PAGES_MAX: usize = 10;
 /// After an outage the replicas that held on have reached the database again within this time.
@@ -43,6 +45,37 @@ impl Lifecycle {
             *lock(&self.sweeps) = self.store.begin_sweep(heads, LOST_GRACE, deep)?;
         }
         self.sweep_on()
+    }
+
+    /// Ids may have got lost just now: rows may have been marked as dispatched by a commit that was not confirmed, or a lane did not take an id
+    /// back. Once it counts as lost, [`Lifecycle::next_look`] says so.
+    pub fn look_again(&self) {
+        let at = Instant::now() + LOST_GRACE + LOOK_MARGIN;
+        let mut looks = lock(&self.looks);
+        *looks = Some((looks.map_or(at, |(next, _)| next), at));
+    }
+
+    /// When to search for lost ids besides the ticks.
+    pub fn next_look(&self) -> Option<Instant> {
+        lock(&self.looks).map(|(next, _)| next)
+    }
+
+    /// To be called when the moment of [`Lifecycle::next_look`] has come, before the search: what was asked for since then has one of its own.
+    pub fn take_look(&self, now: Instant) -> bool {
+        let mut looks = lock(&self.looks);
+        let is_due = looks.is_some_and(|(next, _)| next <= now);
+        if is_due {
+            *looks = looks.filter(|(_, last)| *last > now).map(|(_, last)| (last, last));
+        }
+        is_due
+    }
+
+    /// Passes a result of the store on. What was not confirmed may have been stored, with nobody to push its ids.
+    pub(super) fn noting<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(result, Err(StoreError::Unconfirmed(_))) {
+            self.look_again();
+        }
+        result
     }
 
     /// Whether [`Lifecycle::sweep_on`] has more to search.

@@ -71,7 +71,7 @@ impl Lifecycle {
     /// As [`Store::submit`].
     pub fn submit(&self, jobs: &[&NewJob]) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
         let horizon = self.horizon();
-        let results = self.store.submit(jobs, self.policy.replica, horizon)?;
+        let results = self.noting(self.store.submit(jobs, self.policy.replica, horizon))?;
         fault_point!("submit.committed");
         Ok(self.hand_on(jobs, results, horizon))
     }
@@ -82,7 +82,7 @@ impl Lifecycle {
     /// [`SubmitFailure::IdempotencyMismatch`], or as [`Store::submit_once`].
     pub fn submit_once(&self, jobs: &[&NewJob], idempotency: &Idempotency) -> Result<SubmitResult, SubmitFailure> {
         let horizon = self.horizon();
-        match self.store.submit_once(jobs, idempotency, self.policy.replica, horizon)? {
+        match self.noting(self.store.submit_once(jobs, idempotency, self.policy.replica, horizon))? {
             Submitted::Now(results) => {
                 Ok(SubmitResult { results: self.hand_on(jobs, results, horizon), replayed: false })
             }

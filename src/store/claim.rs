@@ -1,6 +1,6 @@
 //! Claims: a replica takes jobs under a lease, whose token fences their outcomes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::dispatch::{OddRow, json_list, limit, waiting};
@@ -20,6 +20,8 @@ pub struct Claim {
     pub jobs: Vec<ClaimedJob>,
     /// Rows that cannot be claimed and are to be given up by [`Store::bury_odd`].
     pub odd: Vec<OddRow>,
+    /// Jobs asked for that were left out though they wait for a worker: another session holds their row, or they are not due yet.
+    pub left: Vec<Seq>,
 }
 
 impl Store {
@@ -32,14 +34,34 @@ impl Store {
         if seqs.is_empty() {
             return Ok(Claim::default());
         }
-        let once = |seqs: &[Seq]| {
-            if self.dialect == Dialect::Sqlite {
-                self.write(|session| claim(session, seqs, replica, lease))
-            } else {
-                self.write_one(|session| claim(session, seqs, replica, lease))
+        let once = |seqs: &[Seq]| self.claim_once(seqs, replica, lease);
+        let mut claim = apart(once(seqs), seqs, once)?;
+        let found: HashSet<Seq> =
+            claim.jobs.iter().map(|job| job.seq).chain(claim.odd.iter().map(|odd| odd.seq)).collect();
+        let left: Vec<Seq> = seqs.iter().copied().filter(|seq| !found.contains(seq)).collect();
+        // What was claimed is to run even if this fails; the search for lost ids finds the rest.
+        claim.left = self.unclaimed(&left).unwrap_or_default();
+        if !claim.left.is_empty() && self.is_wary() {
+            self.be_wary();
+        }
+        Ok(claim)
+    }
+
+    /// On PostgreSQL a row held elsewhere is waited for once, and then passed over for a while; on SQL Server it always is.
+    fn claim_once(&self, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
+        match self.dialect {
+            Dialect::Sqlite => self.write(|session| claim(session, seqs, replica, lease, false)),
+            Dialect::Mssql => self.write_one(|session| claim(session, seqs, replica, lease, false)),
+            Dialect::Postgres => {
+                if !self.is_wary() {
+                    match self.write_one(|session| claim(session, seqs, replica, lease, false)) {
+                        Err(StoreError::Contended(_)) => self.be_wary(),
+                        result => return result,
+                    }
+                }
+                self.write_one(|session| claim(session, seqs, replica, lease, true))
             }
-        };
-        apart(once(seqs), seqs, once)
+        }
     }
 
     /// Takes up to `count` due jobs of a lane that were not dispatched, straight from the table: the way without Redis.
@@ -144,10 +166,16 @@ fn claim_waiting(
         return Ok(Claim::default());
     }
     super::dispatch::mark_dispatched(session, seqs, replica)?;
-    claim(session, seqs, replica, lease)
+    claim(session, seqs, replica, lease, false)
 }
 
-fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
+fn claim(
+    session: &mut Session,
+    seqs: &[Seq],
+    replica: ReplicaId,
+    lease: Duration,
+    only_free: bool,
+) -> Result<Claim, StoreError> {
     let list = id_list(session.dialect(), seqs.iter().map(|seq| seq.0));
     let list = Param::Text(&list);
     let covered = json_list(seqs)?;
@@ -165,28 +193,32 @@ fn claim(session: &mut Session, seqs: &[Seq], replica: ReplicaId, lease: Duratio
     };
     let begin = [replica, lease, Param::Text(&covered)];
     if session.dialect() == Dialect::Sqlite {
-        let mut token = 0;
+        let mut number = 0;
         session.change("lease_add", &begin, &[], |row| {
-            token = row.int(1)?;
+            number = row.int(1)?;
             Ok(())
         })?;
-        let token = Param::Int(token);
+        let token = Param::Int(number);
         session.change("claim", &[token, replica, list, early], &[list, token], keep)?;
+        if claimed.is_empty() && odd.is_empty() {
+            let tokens = id_list(session.dialect(), [number]);
+            session.execute("leases_end", &[Param::Text(&tokens)])?;
+        }
     } else {
-        let [a, b, covered] = begin;
-        let postgres = [a, b, covered, replica, list, early];
-        let mssql = [a, b, covered, early];
-        session.query(
-            "claim",
-            if session.dialect() == Dialect::Postgres {
-                &postgres
-            } else {
-                &mssql
-            },
-            keep,
-        )?;
+        let [_, lease, covered] = begin;
+        match (session.dialect(), only_free) {
+            (Dialect::Postgres, true) => {
+                session.query("claim_free", &[list, early, replica, lease, covered, replica], keep)?;
+            }
+            (Dialect::Postgres, false) => {
+                let params = [replica, lease, covered, list, early, replica, list, early];
+                session.query("claim", &params, keep)?;
+            }
+            _ => session.query("claim", &[replica, lease, covered, early], keep)?,
+        }
     }
-    Ok(Claim { jobs: seqs.iter().filter_map(|seq| claimed.remove(seq)).collect(), odd })
+    let jobs = seqs.iter().filter_map(|seq| claimed.remove(seq)).collect();
+    Ok(Claim { jobs, odd, left: Vec::new() })
 }
 
 fn claimed_job(row: &mut Row<'_, '_>, token: Token, seq: Seq) -> Result<ClaimedJob, StoreError> {

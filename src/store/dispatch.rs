@@ -1,9 +1,10 @@
 //! From the table to the lanes: finding what is due, marking it as dispatched, and taking back what got lost on the way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::batch::json;
+use super::elsewhere::held_elsewhere;
 use super::session::{Param, Session};
 use super::{BATCH_MAX, Store, StoreError, id_list, millis};
 use crate::job::{Lane, ReplicaId, Seq, Status, Token};
@@ -179,13 +180,19 @@ impl Store {
         self.write_one(|session| session.execute("promote", &[Param::Int(replica.0), Param::Text(&list)]))
     }
 
-    /// Gives ids (up to [`BATCH_MAX`]) back to dispatch that could not be pushed.
+    /// Gives ids (up to [`BATCH_MAX`]) back to dispatch that could not be pushed. Waits for no row: returns those left as they were, for another
+    /// session holds them.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn recall(&self, seqs: &[Seq]) -> Result<(), StoreError> {
-        let list = id_list(self.dialect, seqs.iter().map(|seq| seq.0));
-        self.write_one(|session| session.execute("recall", &[Param::Text(&list)]))
+    pub fn recall(&self, seqs: &[Seq]) -> Result<HashSet<Seq>, StoreError> {
+        self.write(|session| {
+            let held = held_elsewhere(session, seqs.iter().copied())?;
+            let free = seqs.iter().filter(|seq| !held.contains(seq));
+            let list = id_list(session.dialect(), free.map(|seq| seq.0));
+            session.execute("recall", &[Param::Text(&list)])?;
+            Ok(held)
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::claim::{lane, small, unreadable};
 use super::dispatch::{OddRow, bury, limit};
+use super::elsewhere::held_elsewhere;
 use super::outcome::{Outcome, Pairs, Released, finish, release};
 use super::session::{Param, Row, Session};
 use super::submit::uuid;
@@ -15,6 +16,9 @@ use crate::retry::Verdict;
 
 /// Leases that one round ends at most; each covers up to [`super::BATCH_MAX`] jobs.
 const EXPIRED_MAX: usize = 10;
+
+/// A lease that ran out while another session held a row of its jobs lives on for this long.
+const POSTPONED: Duration = Duration::from_secs(5);
 
 /// What a beat found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +100,8 @@ impl Store {
         })
     }
 
-    /// Ends leases that ran out, and lets `verdict` decide what becomes of the jobs still running under them.
+    /// Ends leases that ran out, and lets `verdict` decide what becomes of the jobs still running under them. One of which another session holds a
+    /// row is left to a later call.
     ///
     /// Returns the jobs that were taken back, which may be none where their outcomes had come; `None` if no lease had run out.
     ///
@@ -113,10 +118,19 @@ impl Store {
             if leases.is_empty() {
                 return Ok(None);
             }
-            // Ended before its jobs are judged: a replica that wakes up now finds its lease gone.
-            let tokens = id_list(session.dialect(), leases.iter().map(|lease| lease.token.0));
-            session.execute("leases_end", &[Param::Text(&tokens)])?;
+            let (mut whole, mut postponed) = (Vec::new(), Vec::new());
             for lease in leases {
+                let is_free = held_elsewhere(session, lease.seqs())?.is_empty();
+                if is_free { &mut whole } else { &mut postponed }.push(lease);
+            }
+            // With all of its jobs: to end it for some of them would let its replica, should it wake up, begin those.
+            let tokens = id_list(session.dialect(), postponed.iter().map(|lease| lease.token.0));
+            let (tokens, time) = (Param::Text(&tokens), Param::Int(millis(POSTPONED)));
+            session.change("leases_renew", &[time, tokens], &[tokens], |_| Ok(()))?;
+            // Ended before its jobs are judged: a replica that wakes up now finds its lease gone.
+            let tokens = id_list(session.dialect(), whole.iter().map(|lease| lease.token.0));
+            session.execute("leases_end", &[Param::Text(&tokens)])?;
+            for lease in whole {
                 let running = running_under(session, &lease, &verdict)?;
                 finish(session, &running.outcomes, replica, None)?;
                 running.odd.iter().try_for_each(|row| bury(session, row))?;
@@ -136,13 +150,18 @@ impl Store {
             let mut released = Vec::new();
             let tokens = id_list(session.dialect(), known.iter().map(|token| token.0));
             let unknown = leases(session, "leases_unknown", &[Param::Int(replica.0), Param::Text(&tokens)])?;
+            let mut ended = Vec::with_capacity(unknown.len());
             for lease in &unknown {
-                let held: Vec<(Seq, Token)> = lease.seqs.iter().map(|&seq| (Seq(seq), lease.token)).collect();
-                if !held.is_empty() {
-                    released.extend(release(session, &held, replica)?);
+                // One of which another session holds a row is left to run out.
+                let held = held_elsewhere(session, lease.seqs())?;
+                let free = lease.seqs().filter(|seq| !held.contains(seq)).map(|seq| (seq, lease.token));
+                let free: Vec<(Seq, Token)> = free.collect();
+                if !free.is_empty() {
+                    released.extend(release(session, &free, replica)?);
                 }
+                ended.extend(held.is_empty().then_some(lease.token.0));
             }
-            let tokens = id_list(session.dialect(), unknown.iter().map(|lease| lease.token.0));
+            let tokens = id_list(session.dialect(), ended);
             session.execute("leases_end", &[Param::Text(&tokens)])?;
             Ok(released)
         })
@@ -197,6 +216,12 @@ struct Lease {
     token: Token,
     seqs: Vec<i64>,
     replica: ReplicaId,
+}
+
+impl Lease {
+    fn seqs(&self) -> impl Iterator<Item = Seq> {
+        self.seqs.iter().copied().map(Seq)
+    }
 }
 
 fn leases(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Lease>, StoreError> {

@@ -7,6 +7,7 @@ mod batch;
 mod claim;
 mod dialect;
 mod dispatch;
+mod elsewhere;
 mod error;
 mod file;
 mod keys;
@@ -45,8 +46,10 @@ use session::Session;
 pub const BATCH_MAX: usize = 1_000;
 /// How often a transaction that lost against another (deadlock, lock time-out) is tried again.
 const CONTENDED_TRIES: u32 = 6;
-/// It is not tried again once this much time has passed: a lock that was waited for in vain is held for long, and who asked has a limit too.
+/// It is not tried again once this much time has passed, which is less than a session waits for a lock: one that was waited for in vain is held for
+/// long, and who asked has a limit too. A deadlock is found sooner.
 const CONTENDED_WAIT: Duration = Duration::from_secs(5);
+const CONTENDED_WAIT_POSTGRES: Duration = Duration::from_millis(1_500);
 /// An id may reach a worker this much before its `RunAt`, for the replica's timer and the database's clock run apart a little.
 pub(crate) const EARLY_MS: i64 = 50;
 
@@ -68,6 +71,8 @@ pub struct Store {
     pool: Pool,
     // SQLite has one writer. Waiting here is fair and prompt; its own busy handler sleeps in steps of up to 100 ms.
     writer: Mutex<()>,
+    // Until when claims wait for no row.
+    wary_until: Mutex<Option<Instant>>,
 }
 
 impl Store {
@@ -99,7 +104,7 @@ impl Store {
         };
         let connections_max = options.connections_max.max(1);
         let pool = pool::pool(connector, connections_max, options.wait);
-        Ok(Store { dialect, driver, pool, writer: Mutex::new(()) })
+        Ok(Store { dialect, driver, pool, writer: Mutex::new(()), wary_until: Mutex::new(None) })
     }
 
     /// The kind of database.
@@ -134,7 +139,7 @@ impl Store {
     fn read<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut died_in_pool = false;
         let mut once = |died_in_pool: &mut bool| {
-            again_while_contended(|| {
+            again_while_contended(self.dialect, || {
                 let mut loan = self.loan()?;
                 let result = work(&mut loan.session);
                 *died_in_pool = loan.session.is_broken();
@@ -148,7 +153,7 @@ impl Store {
 
     /// Runs `work` in a transaction of its own, which is undone if it fails, and tried again if another stood in its way.
     fn write<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        again_while_contended(|| {
+        again_while_contended(self.dialect, || {
             let _turn = self.writers_turn();
             let mut loan = self.loan()?;
             let mut transaction = Transaction::begin(&mut loan.session)?;
@@ -160,7 +165,7 @@ impl Store {
 
     /// Runs `work`, whose one statement is its own transaction.
     fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        again_while_contended(|| {
+        again_while_contended(self.dialect, || {
             let _turn = self.writers_turn();
             let mut loan = self.loan()?;
             // The statement is its own commit.
@@ -169,16 +174,29 @@ impl Store {
     }
 
     fn writers_turn(&self) -> Option<MutexGuard<'_, ()>> {
-        (self.dialect == Dialect::Sqlite).then(|| self.writer.lock().unwrap_or_else(PoisonError::into_inner))
+        (self.dialect == Dialect::Sqlite).then(|| lock(&self.writer))
     }
 }
 
-fn again_while_contended<T>(mut work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // OK: what is locked here is set in one step
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn again_while_contended<T>(
+    dialect: Dialect,
+    mut work: impl FnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let wait = if dialect == Dialect::Postgres {
+        CONTENDED_WAIT_POSTGRES
+    } else {
+        CONTENDED_WAIT
+    };
     let begun = Instant::now();
     let mut tries = 1;
     loop {
         match work() {
-            Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES && begun.elapsed() < CONTENDED_WAIT => {
+            Err(StoreError::Contended(why)) if tries < CONTENDED_TRIES && begun.elapsed() < wait => {
                 log::debug!("contended, try {tries}: {why}");
                 std::thread::sleep(Duration::from_millis(crate::random::below(5 << tries)));
                 tries += 1;

@@ -132,17 +132,6 @@ impl Store {
         self.write(|session| finish(session, outcomes, replica, horizon))
     }
 
-    /// Gives running jobs back, their attempt not consumed. Their ids are to be pushed at once.
-    ///
-    /// # Errors
-    /// As every call of the store.
-    pub fn release(&self, held: &[(Seq, Token)], replica: ReplicaId) -> Result<Vec<Released>, StoreError> {
-        if held.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.write(|session| release(session, held, replica))
-    }
-
     /// Withdraws a job that has not ended. A running one is told by its replica's keeper; its outcome is refused.
     ///
     /// # Errors

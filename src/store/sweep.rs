@@ -8,11 +8,12 @@
 //! was given back to dispatch, for its id was not in the lane any more: the lane is first in, first out, and its head was dispatched later.
 //! If it did not wait, it waits again only under a later `d`: a release, a retry and a revival set `DispatchedAt` anew, and a claim
 //! that was undone was waited for (SQL Server) or seen as not made (PostgreSQL, SQLite). A row given back too early is dispatched twice,
-//! and the claim decides.
+//! and the claim decides. A row that another session holds is passed over, and `SweptTo` does not move past it: the next walk meets it again.
 //!
 //! The order of a lane is not that of `d` alone: an id released to the head was dispatched after those behind it, so such a head
 //! tells nothing; and an id promoted by the starvation guard waits in the high lane, so a lower one is searched no further than that.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::dispatch::limit;
@@ -38,6 +39,8 @@ struct Walk {
     lane: Lane,
     after: i64,
     until: i64,
+    /// The first that was passed over, for another session holds its row.
+    held: Option<i64>,
 }
 
 /// A row that was dispatched and waits for a worker.
@@ -84,8 +87,9 @@ impl Store {
         found.sort_by_key(|(lane, ..)| *lane);
         // What the starvation guard has promoted counts as dispatched to its own lane then, and waits in the high one.
         let high = found.first().and_then(|(_, _, until)| *until);
-        let walk =
-            |(lane, after, until): (Lane, i64, Option<i64>)| Some(Walk { lane, after, until: until?.min(high?) });
+        let walk = |(lane, after, until): (Lane, i64, Option<i64>)| {
+            Some(Walk { lane, after, until: until?.min(high?), held: None })
+        };
         Ok(found.into_iter().filter_map(walk).map(Sweep).filter(|sweep| !sweep.is_done()).collect())
     }
 
@@ -96,18 +100,21 @@ impl Store {
     pub fn sweep(&self, sweep: &mut Sweep) -> Result<usize, StoreError> {
         let (end, found) = self.page(&sweep.0)?;
         let lost: Vec<Seq> = found.iter().map(|row| row.seq).collect();
-        self.recall_all(&lost)?;
+        let held = self.recall_all(&lost)?;
+        let passed_over = found.iter().filter(|row| held.contains(&row.seq)).map(|row| row.at);
+        sweep.0.held = sweep.0.held.into_iter().chain(passed_over).min();
         sweep.0.after = end;
-        Ok(lost.len())
+        Ok(lost.len() - held.len())
     }
 
-    /// Notes how far a search has come, so that neither it nor another goes that way again.
+    /// Notes how far a search has come, so that neither it nor another goes that way again; not past a row that it had to pass over.
     ///
     /// # Errors
     /// As every call of the store.
     pub fn swept(&self, sweep: &Sweep) -> Result<(), StoreError> {
-        let Sweep(Walk { lane, after, .. }) = sweep;
-        self.write_one(|session| session.execute("swept", &[Param::Int(*after), Param::Text(lane.as_str())]))
+        let Sweep(Walk { lane, after, held, .. }) = sweep;
+        let to = held.map_or(*after, |at| after.min(&at.saturating_sub(1)).to_owned());
+        self.write_one(|session| session.execute("swept", &[Param::Int(to), Param::Text(lane.as_str())]))
     }
 
     /// Gives ids back to dispatch that wait in the timers of a replica that was not seen for `dead_after` or is not known, or of `stopping`.
@@ -149,6 +156,7 @@ impl Store {
                 lane,
                 after: now.saturating_sub(self.moments(TIMERS_LATE_MAX)),
                 until: now.saturating_add(self.moments(TIMERS_AHEAD_MAX)),
+                held: None,
             };
             while walk.after < walk.until {
                 let (end, found) = self.page(&walk)?;
@@ -162,8 +170,13 @@ impl Store {
         Ok(count)
     }
 
-    fn recall_all(&self, seqs: &[Seq]) -> Result<(), StoreError> {
-        seqs.chunks(BATCH_MAX).try_for_each(|seqs| self.recall(seqs))
+    /// Returns those that another session holds.
+    fn recall_all(&self, seqs: &[Seq]) -> Result<HashSet<Seq>, StoreError> {
+        let mut held = HashSet::new();
+        for seqs in seqs.chunks(BATCH_MAX) {
+            held.extend(self.recall(seqs)?);
+        }
+        Ok(held)
     }
 
     /// The next page of a walk: where it ends, and the rows in it that wait for a worker.

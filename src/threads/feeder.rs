@@ -111,8 +111,7 @@ impl Feeder {
             self.ticker.refill_now();
         }
         let Some(valid_until) = popped.valid_until else { return };
-        // A claim that got nothing leaves a lease without jobs, to be removed.
-        self.is_unsure |= popped.jobs.is_empty();
+        self.is_unsure |= popped.is_unsure;
         Metrics::add(&self.metrics.claimed, popped.jobs.len());
         self.held.add(&popped.jobs, valid_until);
         for job in popped.jobs {
@@ -124,7 +123,7 @@ impl Feeder {
     }
 
     fn feed_from_table(&mut self, room: &[(Lane, usize)]) -> Result<Duration, StoreError> {
-        let (mut taken, mut refused) = (0, None);
+        let (mut taken, mut refused, mut is_unsure) = (0, None, false);
         for &(lane, room) in room {
             // What a higher lane has just taken waits for the same workers.
             let room = room.saturating_sub(taken);
@@ -140,11 +139,10 @@ impl Feeder {
                 }
                 popped => popped?,
             };
-            self.is_unsure = false;
+            self.is_unsure = is_unsure;
             taken += popped.jobs.len();
-            if !popped.jobs.is_empty() {
-                self.hand_out(popped);
-            }
+            self.hand_out(popped);
+            is_unsure = self.is_unsure;
         }
         match refused {
             Some(error) => Err(error),
@@ -157,8 +155,12 @@ impl Feeder {
         let untaken: Vec<_> =
             self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)).collect();
         if !untaken.is_empty() {
-            self.lifecycle.release(&untaken)?;
-            self.held.settle(untaken);
+            let (_, left) = self.lifecycle.release(&untaken)?;
+            let (left, settled): (Vec<_>, Vec<_>) = untaken.into_iter().partition(|(seq, _)| left.contains(seq));
+            self.held.settle(settled);
+            for (seq, token) in left {
+                self.held.forsake(seq, token);
+            }
         }
         Ok(())
     }

@@ -81,6 +81,10 @@ impl Keeper {
         }
         let is_work = self.lifecycle.beat(self.held.unsettled().len())?;
         let was_away = self.database.ends();
+        if was_away {
+            // What was stored as it went, its answer lost, is too fresh for the tick now to be told from what is on its way.
+            self.lifecycle.look_again();
+        }
         if was_away || is_work {
             self.ticker.tick_now();
         }

@@ -197,6 +197,7 @@ impl Duty for Scheduler {
         // Whoever noticed it first: what was in Redis has to be found in the table, and the other way round.
         tick |= self.lifecycle.lanes_are_away() != self.was_away;
         tick |= self.lifecycle.next_expiry().is_some_and(|at| now >= at);
+        tick |= self.lifecycle.take_look(now);
         if tick {
             self.was_away = self.lifecycle.lanes_are_away();
             // Before the tick: if it fails, the next round tries again after the loop's pause.
@@ -238,7 +239,8 @@ impl Duty for Scheduler {
         if self.starvation.is_some() {
             next = next.min(self.next_guard);
         }
-        next = self.lifecycle.next_expiry().map_or(next, |at| at.min(next));
+        let others = [self.lifecycle.next_expiry(), self.lifecycle.next_look()];
+        next = others.into_iter().flatten().fold(next, Instant::min);
         Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
     }
 }

@@ -172,7 +172,7 @@ impl Model {
             }
             ("failed", "queued") => {
                 let is_asked = matches!(actor, Actor::Revive(id) if id == before.id);
-                ("revived", is_asked && after.retry_count == 0 && same_token)
+                ("revived", is_asked && after.retry_count == 0 && after.token.is_none())
             }
             (from, "failed") if !is_final(from) => {
                 let is_odd = from == "waiting" || !["high", "medium", "low"].contains(&before.lane.as_str());
