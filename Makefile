@@ -34,7 +34,6 @@ chaos: ## MINUTES=10 of random faults for each database, then a table of what be
 	TRILANE_CHAOS_MINUTES=$(or $(MINUTES),10) $(if $(SEED),TRILANE_CHAOS_SEED=$(SEED)) tests/support/services.sh \
 	  cargo test --features failpoints $(LOCKED) --test chaos -- storm --nocapture --test-threads 1
 
-# RUSTC_BOOTSTRAP: the sanitizers are options of the nightly compiler, which the stable one has too.
 fuzz: ## feeds what is read from outside with anything, each target for SECONDS=60; what crashed is below fuzz/artifacts
 	@tests/support/packages.sh build
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz

@@ -2,6 +2,8 @@
 
 #![expect(clippy::panic, clippy::print_stderr, reason = "a test ends by a panic, and may tell on its way there")]
 
+#[path = "conformance/held.rs"]
+mod held;
 #[path = "conformance/odd.rs"]
 mod odd;
 #[path = "support/stores.rs"]
@@ -578,9 +580,10 @@ fn a_released_job_is_queued_again_with_its_attempt() {
         assert!(finish(store, &tried, retry(Duration::ZERO)));
         let tried = claim(store, &[tried.seq]).pop().expect("due");
 
-        let released = store.release(&[(fresh.seq, fresh.token), (tried.seq, tried.token)], REPLICA).expect("released");
+        let (released, left) =
+            store.release(&[(fresh.seq, fresh.token), (tried.seq, tried.token)], REPLICA).expect("released");
 
-        assert_eq!(released.len(), 2);
+        assert_eq!((released.len(), left.len()), (2, 0));
         assert!(released.iter().any(|job| job.seq == fresh.seq && job.lane == Lane::Low));
         assert_eq!((status(store, fresh.id), status(store, tried.id)), (Status::Queued, Status::Retrying));
         assert!(!finish(store, &fresh, Verdict::Complete), "the token is void");
@@ -810,6 +813,19 @@ fn a_head_that_was_released_tells_nothing_of_what_was_dispatched_before_it() {
             5,
             "the released one can be lost too"
         );
+    });
+}
+
+#[test]
+fn a_revived_job_at_the_head_tells_what_was_dispatched_before_it() {
+    on_every_dialect(|store| {
+        let stored = submit(store, &jobs(5, Lane::Medium));
+        let claimed = claim_one(store, stored[0]);
+        assert!(finish(store, &claimed, bury()));
+        std::thread::sleep(Duration::from_millis(20)); // OK: the revival must be later than the dispatch
+        assert!(matches!(store.revive(claimed.id, REPLICA).expect("answered"), Revived::Queued(_)));
+
+        assert_eq!(recall_lost(store, Lane::Medium, Some(claimed.seq), Duration::ZERO, false), 4);
     });
 }
 

@@ -29,6 +29,7 @@ mod cut;
 mod database_faults;
 mod faults;
 mod handler_faults;
+mod held_rows;
 mod http_floods;
 mod http_random;
 mod http_requests;

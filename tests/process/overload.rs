@@ -17,7 +17,7 @@ use super::trilane::{SOON, Settings, Trilane, wait_until};
 const SUBMIT_WAIT: Duration = Duration::from_secs(2);
 /// What a machine under load adds to it.
 const SLACK: Duration = Duration::from_secs(4);
-/// Enough that calls wait for each other, few enough for a machine of two cores.
+/// Fewer than `TRILANE_HTTP_THREADS`, so that some are left for the probes.
 const CLIENTS: usize = 24;
 const JOBS_PER_CALL: usize = 3;
 
