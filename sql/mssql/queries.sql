@@ -166,12 +166,14 @@ SELECT RequestHash, Results FROM IdempotencyKeys WHERE IdempotencyKey = @key AND
 
 -- regularise: puts the lanes that plain SQL wrote in other letters into lower case. The ranges are all but the three names, as the
 -- collation sees them: a seek. Where it takes HIGH for high there is nothing to find; then dispatch does it. In steps, so that no lock escalates.
+-- READPAST: rows of a client that has yet to commit, or of another replica that does the same.
 UPDATE TOP (1000) Jobs SET Priority = {lane}, UpdatedAt = SYSUTCDATETIME()
+FROM Jobs WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
 WHERE {free} AND {lane} IN (N'high', N'medium', N'low')
 
--- odd_lanes: jobs of no known lane.
+-- odd_lanes: jobs of no known lane. READPAST as in regularise: a client that has yet to commit holds up no tick.
 -- Params: 1 limit.  Returns seq, lane.
-SELECT TOP (?) Seq, Priority FROM Jobs WITH (FORCESEEK) WHERE {free}
+SELECT TOP (?) Seq, Priority FROM Jobs WITH (READPAST, READCOMMITTEDLOCK, FORCESEEK) WHERE {free}
 
 -- bury_odd: gives up jobs that cannot be dispatched, or read; a running one only under the given token, or if it was never claimed.
 -- Params: 1 error  2 seqs (array)  3 token (-1: none).  Returns seq.
@@ -260,7 +262,7 @@ DECLARE @low bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 SELECT l.Lane, DATEDIFF_BIG(millisecond, '19700101', l.SweptTo) - @look_back,
        DATEDIFF_BIG(millisecond, '19700101', CASE WHEN g.head = -1 THEN @now ELSE (
-           SELECT CASE WHEN j.DispatchedAt > @now THEN @now ELSE j.DispatchedAt END FROM Jobs AS j
+           SELECT CASE WHEN j.DispatchedAt > @now THEN @now ELSE j.DispatchedAt END FROM Jobs AS j WITH (FORCESEEK)
            WHERE j.Seq = g.head AND NOT (j.LeaseToken IS NOT NULL AND j.LeasedBy IS NULL)) END) - @grace - 1
 FROM (SELECT N'high' AS lane, @high AS head UNION ALL SELECT N'medium', @medium UNION ALL SELECT N'low', @low) AS g
 INNER JOIN Lanes AS l ON l.Lane = g.lane
@@ -557,7 +559,7 @@ DELETE FROM Replicas WHERE Id = ?
 -- job: one job.
 -- Params: 1 id.  Returns the columns of a job.
 DECLARE @id uniqueidentifier = ?;
-SELECT {job} FROM Jobs AS j WHERE j.Id = @id
+SELECT {job} FROM Jobs AS j WITH (FORCESEEK) WHERE j.Id = @id
 
 -- jobs: a page of jobs in the order of arrival. A filter that is null lets all through.
 -- Params: 1 after (seq)  2 status  3 type  4 lane  5 since_ms  6 limit.  Returns the columns of a job.
@@ -599,31 +601,34 @@ WHERE Seq > @after AND (@type IS NULL OR Type = @type) AND (@lane IS NULL OR {la
 ORDER BY Seq
 
 -- cancel: withdraws a job that is not done. A running one keeps running until its replica notices; its outcome is refused.
--- DispatchedAt is set so that the row is not found among what waits.
+-- DispatchedAt is set so that the row is not found among what waits. Its number first: a plan made while the table is small would
+-- look for the id in all rows, and wait for those that others hold.
 -- Params: 1 id.  Returns seq.
 DECLARE @id uniqueidentifier = ?;
+DECLARE @seq bigint = (SELECT j.Seq FROM Jobs AS j WITH (FORCESEEK) WHERE j.Id = @id);
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs SET Status = N'cancelled', FinishedAt = @now, UpdatedAt = @now, DispatchedAt = ISNULL(DispatchedAt, @now)
 OUTPUT inserted.Seq
-WHERE Id = @id AND {status} IN (N'queued', N'retrying', N'running')
+WHERE Seq = @seq AND {status} IN (N'queued', N'retrying', N'running')
 
 -- dead_letter_find: locks a dead letter by its own id or its job's. Two seeks find its number, for OR would read the whole table.
 -- Params: 1 id  2 id.  Returns id, job id, the job's unique key.
 DECLARE @seq bigint = (SELECT MAX(s.Seq) FROM (
     SELECT Seq FROM FailedJobs WHERE Id = ? UNION ALL SELECT Seq FROM FailedJobs WHERE OriginalJobId = ?) AS s);
-SELECT d.Id, d.OriginalJobId, (SELECT j.UniqueKey FROM Jobs AS j WHERE j.Id = d.OriginalJobId)
+SELECT d.Id, d.OriginalJobId, (SELECT j.UniqueKey FROM Jobs AS j WITH (FORCESEEK) WHERE j.Id = d.OriginalJobId)
 FROM FailedJobs AS d WITH (UPDLOCK, ROWLOCK) WHERE d.Seq = @seq
 
 -- revive: queues a failed job anew, as dispatched now by this replica; its id is then pushed by the caller. Not one of no known lane, for
--- a lost id is found by its lane.
+-- a lost id is found by its lane. Its number first, as in cancel.
 -- Params: 1 replica  2 job id.  Returns seq.
 DECLARE @replica bigint = ?;
 DECLARE @id uniqueidentifier = ?;
+DECLARE @seq bigint = (SELECT j.Seq FROM Jobs AS j WITH (FORCESEEK) WHERE j.Id = @id);
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 UPDATE Jobs SET Status = N'queued', RetryCount = 0, RunAt = @now, StartedAt = NULL, FinishedAt = NULL, DispatchedAt = @now,
                 DispatchedBy = @replica, LeaseToken = NULL, LeasedBy = NULL, UpdatedAt = @now, Priority = {lane}
 OUTPUT inserted.Seq
-WHERE Id = @id AND Status = N'failed' AND {lane} IN (N'high', N'medium', N'low')
+WHERE Seq = @seq AND Status = N'failed' AND {lane} IN (N'high', N'medium', N'low')
 
 -- revive_lost: queues a job anew from its dead letter alone, for a job whose row is gone.
 -- Params: 1 replica  2 dead letter id.  Returns seq.
@@ -690,7 +695,7 @@ DECLARE @limit bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @stored_before datetime2(3) = {ago};
 SET DEADLOCK_PRIORITY LOW;
-DELETE TOP (@limit) FROM IdempotencyKeys WHERE CreatedAt < @stored_before
+DELETE TOP (@limit) FROM IdempotencyKeys WITH (UPDLOCK, READPAST, ROWLOCK) WHERE CreatedAt < @stored_before
 
 -- stats_old: how many old rows of statistics there are, up to a limit.
 -- Params: 1 kept_ms  2 limit.  Returns their number.
@@ -707,4 +712,4 @@ DECLARE @limit bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
 DECLARE @counted_before datetime2(3) = {ago};
 SET DEADLOCK_PRIORITY LOW;
-DELETE TOP (@limit) FROM JobStats WHERE Minute < @counted_before
+DELETE TOP (@limit) FROM JobStats WITH (UPDLOCK, READPAST, ROWLOCK) WHERE Minute < @counted_before

@@ -21,8 +21,9 @@ use super::session::Param;
 use super::{BATCH_MAX, Dialect, Store, StoreError, millis};
 use crate::job::{Lane, ReplicaId, Seq};
 
-/// Rows of one page, and those of the same moment as its last.
-const PAGE_ROWS: usize = 5_000;
+/// Rows of one page, and those of the same moment as its last, such as the rest of a batch. SQL Server may keep the index entries of all locked
+/// until it has looked up their rows, and would lock the whole table at 5,000.
+const PAGE_ROWS: usize = 4_000;
 /// How far a walk looks back behind the point up to which a lane was swept: longer than a submission's transaction can stay open, by the time
 /// limits of a session.
 const OPEN_TRANSACTION_MAX: Duration = Duration::from_mins(2);
