@@ -95,7 +95,7 @@ pub const SETTINGS: &[Setting] = &[
     row("TRILANE_DATA_DIR", "", "./data", "1 to 4,000 characters, no semicolon",
         "Directory of the embedded SQLite database"),
     row("TRILANE_DB_POOL_MAX", "connections", "16", "6 to 500",
-        "Most database connections of this process; five duties may hold one each, requests share the rest"),
+        "Most database connections of this process; six are kept for what must not wait, requests share the rest"),
     row("TRILANE_DB_WAIT_SECONDS", "seconds", "5", "1 to 60",
         "Longest wait for a free connection; at most a third of `TRILANE_LEASE_SECONDS`"),
     row("TRILANE_DB_STARTUP_WAIT_SECONDS", "seconds", "60", "0 to 3,600",

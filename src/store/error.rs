@@ -151,17 +151,17 @@ impl Dialect {
 /// errors" in Microsoft's documentation). FreeTDS gives deadlocks as SQLSTATE 42000, so only the number tells.
 fn mssql_kind(native: i32) -> Option<Kind> {
     match native {
-        // Deadlock, lock time-out, snapshot conflict; 51222 is thrown by Trilane's own statements for a lock not had in time.
-        1205 | 1222 | 3960 | 51222 => Some(Kind::Contended),
+        // Scan with NOLOCK met a page that moved, deadlock, lock time-out, snapshot conflict; 51222 is thrown by Trilane's own statements for a lock not had in time.
+        601 | 1205 | 1222 | 3960 | 51222 => Some(Kind::Contended),
         2601 | 2627 => Some(Kind::Conflict),
         // FreeTDS's number for a statement's time-out.
         20003 => Some(Kind::TimedOut),
         // No memory or locks left, transaction log or disk full, database or server away, moving, starting or throttled; login
         // refused while it recovers.
-        233 | 596 | 601 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005
-        | 8645 | 8651 | 9002 | 10053 | 10054 | 10060 | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197
-        | 18401 | 18456 | 20004 | 20006 | 20009 | 20047 | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613
-        | 41301 | 41302 | 41305 | 41325 | 41839 | 42108 | 42109 | 49918 | 49919 | 49920 => Some(Kind::Unavailable),
+        233 | 596 | 615 | 701 | 802 | 926 | 945 | 1101 | 1105 | 1204 | 3906 | 3908 | 4060 | 4221 | 6005 | 8645
+        | 8651 | 9002 | 10053 | 10054 | 10060 | 10922 | 10928 | 10929 | 10930 | 10936 | 17142 | 17197 | 18401
+        | 18456 | 20004 | 20006 | 20009 | 20047 | 40143 | 40197 | 40501 | 40540 | 40544 | 40549 | 40613 | 41301
+        | 41302 | 41305 | 41325 | 41839 | 42108 | 42109 | 49918 | 49919 | 49920 => Some(Kind::Unavailable),
         _ => None,
     }
 }
