@@ -96,6 +96,36 @@ struct Running {
     stop: StopFlag,
 }
 
+/// A thread that was left behind in its handler.
+struct Left {
+    attempt: Running,
+    /// With it.
+    left_behind: usize,
+    /// `None` where too many are left behind.
+    replacement: Option<io::Result<()>>,
+}
+
+impl Left {
+    fn tell(&self) {
+        let Running { worker, job, .. } = &self.attempt;
+        let (job, job_type, worker) = (job.id, job.job_type.as_str(), worker.as_str());
+        let Some(replacement) = &self.replacement else {
+            log::error!(
+                job:% = job, "type" = job_type, worker = worker, left_behind = self.left_behind;
+                "a handler did not return after its time limit, and too many threads are left behind; this worker is missing until it returns"
+            );
+            return;
+        };
+        log::error!(
+            job:% = job, "type" = job_type, worker = worker;
+            "a handler did not return after its time limit; its thread is left behind and another takes its place"
+        );
+        if let Err(error) = replacement {
+            log::error!(error:% = error; "no thread for a worker in place of one that hangs");
+        }
+    }
+}
+
 impl Workers {
     /// Starts `count` workers.
     ///
@@ -231,17 +261,16 @@ impl Workers {
                 attempt.stop.set();
             }
         }
-        let mut replaced = Vec::new();
+        let mut left = Vec::new();
         for number in given_up {
             // Without waiting for room: while the database is away, other attempts' time runs out as well. The next look tries again.
             if running.get(&number).is_some_and(|attempt| self.shop.outcomes.try_send(self.hung(attempt))) {
-                replaced.extend(running.remove(&number));
+                // Before the table is free: a handler that returns now finds its thread counted as left behind.
+                left.extend(running.remove(&number).map(|attempt| self.replace(attempt)));
             }
         }
         drop(running);
-        for attempt in replaced {
-            self.replace(attempt);
-        }
+        left.iter().for_each(Left::tell);
         next
     }
 
@@ -253,34 +282,22 @@ impl Workers {
         self.outcome(attempt, Report::retry(reason))
     }
 
-    fn replace(self: &Arc<Self>, attempt: Running) {
+    /// Counts the thread of an attempt as left behind, and puts another in its place.
+    fn replace(self: &Arc<Self>, attempt: Running) -> Left {
         let mut crew = lock(&self.crew);
-        let has_room = crew.has_room();
+        let replacement = crew.has_room().then(|| self.spawn(attempt.worker.clone()));
         crew.left_behind += 1;
-        let (job, job_type, worker) = (attempt.job.id, attempt.job.job_type.as_str(), attempt.worker.as_str());
-        if has_room {
-            log::error!(
-                job:% = job, "type" = job_type, worker = worker;
-                "a handler did not return after its time limit; its thread is left behind and another takes its place"
-            );
-            match self.spawn(attempt.worker) {
-                Ok(()) => return,
-                Err(error) => log::error!(error:% = error; "no thread for a worker in place of one that hangs"),
-            }
-        } else {
-            log::error!(
-                job:% = job, "type" = job_type, worker = worker, left_behind = crew.left_behind;
-                "a handler did not return after its time limit, and too many threads are left behind; this worker is missing until it returns"
-            );
+        if !matches!(replacement, Some(Ok(()))) {
+            crew.missing += 1;
+            self.shop.load.workers.fetch_sub(1, Ordering::Relaxed);
         }
-        crew.missing += 1;
-        self.shop.load.workers.fetch_sub(1, Ordering::Relaxed);
+        Left { attempt, left_behind: crew.left_behind, replacement }
     }
 
     /// A handler has returned after it was given up. Returns whether its thread goes on, for a worker that is missing.
     fn comes_back(&self, name: &str) -> bool {
         let mut crew = lock(&self.crew);
-        crew.left_behind -= 1;
+        crew.left_behind = crew.left_behind.saturating_sub(1);
         if crew.missing == 0 {
             return false;
         }
@@ -515,6 +532,42 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(bench.workers.crew().missing, 0);
+    }
+
+    #[test]
+    fn a_handler_that_returns_just_as_it_is_given_up_finds_its_thread_counted() {
+        let (leave, left) = mpsc::channel::<()>();
+        let left = Mutex::new(left);
+        let registry = with("x", move |_| {
+            let _ = lock(&left).recv_timeout(PATIENCE); // OK: a handler that hangs until the test lets it go
+            Report::Done
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x")]);
+        while bench.workers.running() == 0 {
+            std::thread::yield_now();
+        }
+
+        // Nobody can be counted now, so nobody may see that the attempt is gone.
+        let uncounted = lock(&bench.workers.crew);
+        let workers = Arc::clone(&bench.workers);
+        let deadlines = std::thread::spawn(move || {
+            workers.enforce_deadlines(Instant::now() + PATIENCE * 2, Duration::from_secs(1));
+        });
+        bench.outcome();
+        leave.send(()).expect("the handler waits");
+        let look_until = Instant::now() + Duration::from_millis(100);
+        while Instant::now() < look_until {
+            let is_gone = bench.workers.running.try_lock().is_ok_and(|running| running.is_empty());
+            assert!(!is_gone, "the handler would count itself before it was counted");
+            std::thread::yield_now();
+        }
+        drop(uncounted);
+
+        deadlines.join().expect("no panic");
+        while bench.workers.crew().left_behind > 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(bench.workers.crew(), Crew { wanted: 1, missing: 0, left_behind: 0 });
     }
 
     #[test]
