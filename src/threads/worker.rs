@@ -1,9 +1,10 @@
 //! worker-1 … worker-N: run the handlers.
 //!
 //! 1. Takes the next job: high before medium before low.
-//! 2. Runs its handler with the job's time limit; a panic is a failed attempt.
+//! 2. Runs its handler with the job's time limit; a panic is a failed attempt. One outside the handler leaves the job to its lease.
 //! 3. Gives exactly one outcome to the finisher, unless the attempt was given up for it, or the replica stops.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -159,6 +160,21 @@ impl Workers {
     /// Does one job. Returns whether this worker goes on.
     fn work(&self, name: &str) -> bool {
         let Some(job) = self.next().map(Arc::new) else { return false };
+        // OK: the attempt is taken out of what it may have been left in
+        catch_unwind(AssertUnwindSafe(|| self.run(name, &job))).unwrap_or_else(|panic| self.survive(name, &job, panic))
+    }
+
+    /// A panic outside the handler's own time: the attempt has no outcome, and counts as lost when its lease runs out.
+    fn survive(&self, name: &str, job: &ClaimedJob, panic: Box<dyn Any + Send>) -> bool {
+        log::error!(job:% = job.id, error:% = panic_text(&*panic); "{name} cannot do its work; it goes on trying");
+        std::mem::forget(panic); // OK: dropping what was thrown may be what panicked
+        lock(&self.running).retain(|_, attempt| (attempt.job.seq, attempt.job.token) != (job.seq, job.token));
+        self.shop.held.forsake(job.seq, job.token);
+        true
+    }
+
+    /// Runs one job. Returns whether this worker goes on.
+    fn run(&self, name: &str, job: &Arc<ClaimedJob>) -> bool {
         let Some(stop) = self.shop.held.begin(&job) else { return true };
         let started = Instant::now();
         let entry = self.shop.registry.get(&job.job_type);
@@ -440,6 +456,30 @@ mod tests {
 
         assert!(matches!(&failed.verdict, Verdict::Retry { error, .. } if error == "the handler panicked: no ink"));
         assert_eq!(bench.outcome().verdict, Verdict::Complete);
+    }
+
+    #[test]
+    fn a_panic_outside_the_handler_costs_no_worker_and_leaves_its_job_to_its_lease() {
+        struct Spiteful;
+        impl Drop for Spiteful {
+            fn drop(&mut self) {
+                panic!("thrown away");
+            }
+        }
+        let registry = with("x", |attempt| {
+            if attempt.job.seq == Seq(1) {
+                std::panic::panic_any(Spiteful)
+            } else {
+                Report::Done
+            }
+        });
+        let bench = bench(registry, 1, vec![job(1, Lane::High, "x"), job(2, Lane::High, "x")]);
+
+        assert_eq!(bench.outcome().seq, Seq(2), "the worker lives");
+
+        assert!(!bench.held.tokens().contains(&Token(1)), "its lease is not renewed");
+        assert!(bench.held.known().contains(&Token(1)), "nor given back as if it had not run");
+        assert!(bench.workers.running.lock().expect("no panic").values().all(|attempt| attempt.job.seq != Seq(1)));
     }
 
     #[test]
