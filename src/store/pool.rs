@@ -68,13 +68,16 @@ pub fn installed_drivers() -> Result<Vec<String>, StoreError> {
 ///   a fifth of all statements, to undo that statement alone; the store never goes on after an error.
 /// * a server that has gone without a word (a host down, a network cut) is noticed within 30 s: idle ones by probes, others by what is not
 ///   acknowledged. One that is there but stands still is not.
-const POSTGRES_OPTIONS: [(&str, &[&str], &str); 2] = [
+/// * no log of its own: Debian's odbcinst.ini asks for one, and then each process leaves a file in /tmp that holds what is sent.
+const POSTGRES_OPTIONS: [(&str, &[&str], &str); 4] = [
     ("Protocol", &["Protocol", "A1"], "7.4-1"),
     (
         "pqopt",
         &["pqopt", "D6"],
         "{keepalives=1 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=30000}",
     ),
+    ("CommLog", &["CommLog", "B3"], "0"),
+    ("Debug", &["Debug", "B2"], "0"),
 ];
 
 /// The connection string with what the driver is told besides.
@@ -176,12 +179,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn psqlodbc_is_told_how_to_roll_back_and_when_a_server_is_gone_unless_the_string_says() {
+    fn psqlodbc_is_told_how_to_roll_back_when_a_server_is_gone_and_to_keep_no_log_unless_the_string_says() {
         let with = |text| with_options(text, Dialect::Postgres);
 
         let whole = with("Driver={PostgreSQL Unicode};Server=a;PWD=x");
         assert!(whole.starts_with("Driver={PostgreSQL Unicode};Server=a;PWD=x;Protocol=7.4-1;pqopt={keepalives=1 "));
         assert!(with("Server=a;protocol=7.4-2;").starts_with("Server=a;protocol=7.4-2;pqopt={"));
+        assert!(whole.ends_with(";CommLog=0;Debug=0;"));
+        assert!(with("Server=a;commlog=1").ends_with("};Debug=0;"));
         assert_eq!(with("DSN=jobs;PWD=x"), "DSN=jobs;PWD=x");
         assert_eq!(with_options("Server=a", Dialect::Mssql), "Server=a");
     }
