@@ -16,7 +16,7 @@ const REFUSED_MAX: u32 = 20;
 /// What one claim got.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
-    /// The jobs, in the order of the ids asked for; all under one token.
+    /// The jobs, in the order of the ids asked for; under one token, or several where the claim was cut in parts to set rows apart.
     pub jobs: Vec<ClaimedJob>,
     /// Rows that cannot be claimed and are to be given up by [`Store::bury_odd`].
     pub odd: Vec<OddRow>,
