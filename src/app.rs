@@ -261,6 +261,7 @@ impl Running {
             channels: senders,
             untaken,
             load,
+            to_give_back: Vec::new(),
             is_unsure: false,
         };
         let deadlines = Deadlines::new(Arc::clone(&workers));

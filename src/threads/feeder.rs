@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Duty;
 use super::scheduler::Ticker;
-use crate::job::{ClaimedJob, Lane};
+use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::lifecycle::{Held, Lifecycle, Popped};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
@@ -86,8 +86,10 @@ pub struct Feeder {
     pub ticker: Ticker,
     /// To the workers.
     pub channels: [Sender<ClaimedJob>; 3],
-    /// The other ends, for what no worker is left to take.
+    /// The other ends, for what was claimed for workers that all hang by now.
     pub untaken: [Receiver<ClaimedJob>; 3],
+    /// What was taken out of them, until it is given back.
+    pub to_give_back: Vec<(Seq, Token)>,
     /// How many the workers are, and how busy.
     pub load: Arc<Load>,
     /// Whether a claim may have been stored without this replica learning of it.
@@ -115,10 +117,7 @@ impl Feeder {
         Metrics::add(&self.metrics.claimed, popped.jobs.len());
         self.held.add(&popped.jobs, valid_until);
         for job in popped.jobs {
-            if let Err(error) = self.channels[popped.lane.index()].send(job) {
-                let job = error.into_inner();
-                log::debug!(job:% = job.id; "no worker is left for a claimed job; it is given back");
-            }
+            drop(self.channels[popped.lane.index()].send(job)); // OK: `untaken` keeps the other end, so it never fails
         }
     }
 
@@ -150,16 +149,26 @@ impl Feeder {
         }
     }
 
-    /// Gives back what was claimed for workers that all hang by now.
-    fn give_back_untaken(&self) -> Result<(), StoreError> {
-        let untaken: Vec<_> =
-            self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)).collect();
-        if !untaken.is_empty() {
-            let (_, left) = self.lifecycle.release(&untaken)?;
-            let (left, settled): (Vec<_>, Vec<_>) = untaken.into_iter().partition(|(seq, _)| left.contains(seq));
-            self.held.settle(settled);
-            for (seq, token) in left {
+    /// Gives back what was claimed for workers that all hang by now. It is kept until the table has taken it, for nobody else knows of it.
+    fn give_back_untaken(&mut self) -> Result<(), StoreError> {
+        self.to_give_back.extend(self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)));
+        if self.to_give_back.is_empty() {
+            return Ok(());
+        }
+        let left = match self.lifecycle.release(&self.to_give_back) {
+            Ok((_, left)) => left,
+            Err(error) if error.is_transient() => return Err(error),
+            // Trying again does not help: their leases run out.
+            Err(error) => {
+                self.to_give_back.drain(..).for_each(|(seq, token)| self.held.forsake(seq, token));
+                return Err(error);
+            }
+        };
+        for (seq, token) in self.to_give_back.drain(..) {
+            if left.contains(&seq) {
                 self.held.forsake(seq, token);
+            } else {
+                self.held.settle([(seq, token)]);
             }
         }
         Ok(())
@@ -178,7 +187,7 @@ impl Duty for Feeder {
             }
             self.is_unsure = false;
         }
-        if self.load.workers.load(Ordering::Relaxed) == 0 {
+        if self.load.workers.load(Ordering::Relaxed) == 0 || !self.to_give_back.is_empty() {
             self.give_back_untaken()?;
         }
         let room = self.room();
@@ -245,6 +254,7 @@ mod tests {
             channels,
             untaken: untaken.clone(),
             load: Arc::default(),
+            to_give_back: Vec::new(),
             is_unsure: false,
         };
         (feeder, untaken)
@@ -266,5 +276,29 @@ mod tests {
         feeder.give_back_untaken().expect("given back");
         assert_eq!(waiting.each_ref().map(Receiver::len), [0, 0, 0]);
         assert!(feeder.held.unsettled().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_given_back_while_the_database_is_away_is_given_back_later() {
+        let bench = Bench::waiting(Duration::from_secs(3));
+        let (mut feeder, waiting) = feeder(&bench, [2, 0, 0]);
+        feeder.load.workers.store(2, Ordering::Relaxed);
+        feeder.load.idle.store(2, Ordering::Relaxed);
+        feeder.round().expect("fed");
+        assert_eq!(waiting[0].len(), 2);
+        feeder.load.workers.store(0, Ordering::Relaxed);
+        feeder.load.idle.store(0, Ordering::Relaxed);
+
+        bench.take_away();
+        assert!(feeder.give_back_untaken().is_err());
+        assert_eq!(feeder.held.unsettled().len(), 2);
+        bench.put_back();
+        // A worker has come back meanwhile.
+        feeder.load.workers.store(1, Ordering::Relaxed);
+        feeder.round().expect("given back");
+
+        assert!(feeder.held.unsettled().is_empty());
+        let again = bench.lifecycle.store().claim_next(Lane::High, 2, REPLICA, Duration::from_mins(1));
+        assert_eq!(again.expect("claimed").jobs.len(), 2);
     }
 }

@@ -20,12 +20,17 @@ pub(super) struct Bench {
 impl Bench {
     /// On SQLite; no lane brings jobs.
     pub(super) fn new() -> Bench {
+        Bench::waiting(Duration::from_secs(20))
+    }
+
+    /// As [`Bench::new`]; calls of the store wait so long for the database.
+    pub(super) fn waiting(wait: Duration) -> Bench {
         let folder = std::env::temp_dir().join(format!("trilane-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir(&folder).expect("a folder for the test");
         let options = Options {
             connection_string: Store::sqlite_connection_string(&folder.join("test.db")),
             connections_max: 2,
-            wait: Duration::from_secs(20),
+            wait,
         };
         let store = Store::open(&options).expect("opens");
         store.migrate().expect("migrated");
@@ -39,6 +44,16 @@ impl Bench {
             has_lanes: false,
         };
         Bench { lifecycle: Arc::new(Lifecycle::new(store, Lanes::memory(100), policy)), folder }
+    }
+
+    /// From now on the database is away.
+    pub(super) fn take_away(&self) {
+        std::fs::rename(self.folder.join("test.db"), self.folder.join("aside.db")).expect("moved");
+    }
+
+    /// It is there again.
+    pub(super) fn put_back(&self) {
+        std::fs::rename(self.folder.join("aside.db"), self.folder.join("test.db")).expect("moved back");
     }
 }
 
