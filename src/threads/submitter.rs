@@ -1,7 +1,8 @@
 //! submitter: stores the jobs that HTTP calls bring, many calls in one commit.
 //!
 //! 1. Waits for a call; takes all that wait with it, up to one batch of rows.
-//! 2. Stores them in one transaction; calls with an idempotency key have one each.
+//! 2. Stores them in one transaction; calls with an idempotency key have one each. Where that takes too long, the batch is cut in halves, and
+//!    the next ones are smaller.
 //! 3. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,10 @@ use crate::store::{BATCH_MAX, KeyTaken, StoreError};
 
 /// How long a round waits for the first call.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// A full batch that is stored as fast as this lets the next be twice as large, where they had become smaller.
+const QUICK: Duration = Duration::from_millis(500);
+/// One that takes longer does so after this time.
+const SMALLER_FOR: Duration = Duration::from_mins(1);
 
 type Answer = Result<SubmitResult, SubmitError>;
 
@@ -26,6 +31,71 @@ struct Call {
     answer: Sender<Answer>,
     /// When it is given up.
     until: Instant,
+    waiting: Waiting,
+}
+
+impl Call {
+    fn is_given_up(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    fn rows(&self) -> usize {
+        self.submission.jobs.len()
+    }
+
+    /// It counts as waiting no more, so that its client finds room for the next.
+    fn answer(self, answer: Answer) {
+        drop(self.waiting);
+        // OK: a call that does not wait any more was told that its commit did not come in time
+        let _ = self.answer.try_send(answer);
+    }
+}
+
+/// Jobs of a call that count as waiting for their commit until this is dropped.
+struct Waiting {
+    count: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Waiting {
+    /// Unless more than `max` would wait.
+    fn begin(count: usize, all: &Arc<AtomicUsize>, max: usize) -> Option<Waiting> {
+        let before = all.fetch_add(count, Ordering::AcqRel);
+        let waiting = Waiting { count, all: Arc::clone(all) };
+        (before.saturating_add(count) <= max).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.count, Ordering::AcqRel);
+    }
+}
+
+/// How many rows a batch takes: fewer once one took too long, until batches are quick again.
+struct Pace {
+    rows_max: usize,
+    grows_at: Instant,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { rows_max: BATCH_MAX, grows_at: Instant::now() }
+    }
+
+    /// A batch of `rows` took too long.
+    fn slow(&mut self, rows: usize, now: Instant) {
+        self.rows_max = self.rows_max.min(rows / 2).max(1);
+        self.grows_at = now + SMALLER_FOR;
+    }
+
+    /// A batch of `rows` was stored in time. One that was not full says nothing of larger ones.
+    fn stored(&mut self, rows: usize, took: Duration, now: Instant) {
+        if rows >= self.rows_max && (took < QUICK || now >= self.grows_at) {
+            self.rows_max = self.rows_max.saturating_mul(2).min(BATCH_MAX);
+            self.grows_at = now + SMALLER_FOR;
+        }
+    }
 }
 
 /// The way into the submitter; cheap to clone.
@@ -72,16 +142,15 @@ impl SubmitQueue {
             return Err(SubmitError::Stopping);
         }
         let count = submission.jobs.len();
-        let waiting = self.jobs_waiting.fetch_add(count, Ordering::AcqRel);
-        if waiting.saturating_add(count) > self.jobs_waiting_max {
-            self.jobs_waiting.fetch_sub(count, Ordering::AcqRel);
+        let Some(waiting) = Waiting::begin(count, &self.jobs_waiting, self.jobs_waiting_max) else {
             return Err(SubmitError::Overloaded);
-        }
+        };
         let (answer, answers) = bounded(1);
-        if self.calls.send(Call { submission, answer, until: Instant::now() + wait }).is_err() {
+        let until = Instant::now() + wait;
+        if self.calls.send(Call { submission, answer, until, waiting }).is_err() {
             return Err(SubmitError::Stopping);
         }
-        match answers.recv_timeout(wait) {
+        match answers.recv_deadline(until) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Timeout) => Err(SubmitError::TimedOut),
             Err(RecvTimeoutError::Disconnected) => Err(SubmitError::Stopping),
@@ -102,10 +171,10 @@ impl SubmitQueue {
 /// The duty.
 pub struct Submitter {
     calls: Receiver<Call>,
-    jobs_waiting: Arc<AtomicUsize>,
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
     database: Arc<Outage>,
+    pace: Pace,
 }
 
 impl Submitter {
@@ -118,80 +187,96 @@ impl Submitter {
     ) -> (Submitter, SubmitQueue) {
         // Bounded by the count of jobs, not of calls: each call holds at least one.
         let (sender, calls) = unbounded();
-        let jobs_waiting = Arc::new(AtomicUsize::new(0));
         let queue = SubmitQueue {
             calls: sender,
-            jobs_waiting: Arc::clone(&jobs_waiting),
+            jobs_waiting: Arc::default(),
             jobs_waiting_max,
             closed: Arc::new(AtomicBool::new(false)),
             metrics: Arc::clone(&metrics),
             told: Arc::default(),
         };
-        (Submitter { calls, jobs_waiting, lifecycle, metrics, database }, queue)
+        (Submitter { calls, lifecycle, metrics, database, pace: Pace::new() }, queue)
     }
 
-    /// Takes all that waits behind `first`, up to one batch of rows. What was given up meanwhile is left out: its client was told to come
-    /// back, and would find it stored twice.
+    /// Takes all that waits behind `first`, up to one batch of rows.
     fn take_batch(&self, first: Call) -> Vec<Call> {
         let (mut calls, mut rows) = (Vec::new(), 0);
-        let mut next = Some(first);
-        while let Some(call) = next {
-            let count = call.submission.jobs.len();
-            self.jobs_waiting.fetch_sub(count, Ordering::AcqRel);
-            if Instant::now() < call.until {
-                rows += count;
+        let mut next = still_waits(first);
+        loop {
+            if let Some(call) = next {
+                rows += call.rows();
                 calls.push(call);
             }
-            next = if rows < BATCH_MAX {
-                self.calls.try_recv().ok()
-            } else {
-                None
-            };
+            if rows >= self.pace.rows_max {
+                return calls;
+            }
+            match self.calls.try_recv() {
+                Ok(call) => next = still_waits(call),
+                Err(_) => return calls,
+            }
         }
-        calls
     }
 
-    fn store(&self, calls: Vec<Call>) {
+    fn store(&mut self, calls: Vec<Call>) {
         let (once, together): (Vec<Call>, Vec<Call>) =
             calls.into_iter().partition(|call| call.submission.idempotency.is_some());
-        self.store_together(&together);
-        for call in &once {
+        self.store_together(together);
+        for call in once {
             self.store_once(call);
         }
     }
 
-    fn store_together(&self, calls: &[Call]) {
+    fn store_together(&mut self, calls: Vec<Call>) {
+        let mut calls: Vec<Call> = calls.into_iter().filter_map(still_waits).collect();
         if calls.is_empty() {
             return;
         }
         let jobs: Vec<&NewJob> = calls.iter().flat_map(|call| &call.submission.jobs).collect();
+        let (rows, begun) = (jobs.len(), Instant::now());
         match self.lifecycle.submit(&jobs) {
-            Ok(results) => self.answer_each(calls, results),
+            Ok(results) => {
+                let now = Instant::now();
+                if calls.iter().any(|call| now >= call.until) {
+                    self.pace.slow(rows, now);
+                } else {
+                    self.pace.stored(rows, now.saturating_duration_since(begun), now);
+                }
+                self.answer_each(calls, results);
+            }
             // One call's jobs may be what the database refuses; the others are not to suffer for it.
             Err(StoreError::Corrupt(_) | StoreError::BadRow(_) | StoreError::Conflict(_)) if calls.len() > 1 => {
                 for call in calls {
-                    self.store_together(std::slice::from_ref(call));
+                    self.store_together(vec![call]);
                 }
             }
             Err(error) => {
+                if matches!(error, StoreError::TimedOut(_)) {
+                    self.pace.slow(rows, Instant::now());
+                    if calls.len() > 1 {
+                        let second = calls.split_off(calls.len() / 2);
+                        self.store_together(calls);
+                        return self.store_together(second);
+                    }
+                }
                 let error = self.submit_error(&error);
                 for call in calls {
-                    answer(call, Err(error.clone()));
+                    call.answer(Err(error.clone()));
                 }
             }
         }
     }
 
-    fn answer_each(&self, calls: &[Call], results: Vec<Result<Job, KeyTaken>>) {
+    fn answer_each(&self, calls: Vec<Call>, results: Vec<Result<Job, KeyTaken>>) {
         Metrics::add(&self.metrics.submitted, results.iter().filter(|result| result.is_ok()).count());
         let mut results = results.into_iter();
         for call in calls {
-            let results = results.by_ref().take(call.submission.jobs.len()).collect();
-            answer(call, Ok(SubmitResult { results, replayed: false }));
+            let results = results.by_ref().take(call.rows()).collect();
+            call.answer(Ok(SubmitResult { results, replayed: false }));
         }
     }
 
-    fn store_once(&self, call: &Call) {
+    fn store_once(&self, call: Call) {
+        let Some(call) = still_waits(call) else { return };
         let Some(idempotency) = &call.submission.idempotency else { return };
         let jobs: Vec<&NewJob> = call.submission.jobs.iter().collect();
         let result = self.lifecycle.submit_once(&jobs, idempotency).map_err(|failure| match failure {
@@ -201,7 +286,7 @@ impl Submitter {
         if let Ok(SubmitResult { results, replayed: false }) = &result {
             Metrics::add(&self.metrics.submitted, results.iter().filter(|result| result.is_ok()).count());
         }
-        answer(call, result);
+        call.answer(result);
     }
 
     fn submit_error(&self, error: &StoreError) -> SubmitError {
@@ -224,9 +309,13 @@ impl Submitter {
     }
 }
 
-fn answer(call: &Call, answer: Answer) {
-    // OK: a call that does not wait any more was told that its commit did not come in time
-    let _ = call.answer.try_send(answer);
+/// The call, unless it was given up meanwhile: its client was told to come back, and would find it stored twice.
+fn still_waits(call: Call) -> Option<Call> {
+    if call.is_given_up() {
+        call.answer(Err(SubmitError::TimedOut));
+        return None;
+    }
+    Some(call)
 }
 
 impl Duty for Submitter {
@@ -243,5 +332,88 @@ impl Duty for Submitter {
             // Nobody can call any more: the process is about to end.
             Err(RecvTimeoutError::Disconnected) => Ok(IDLE_WAIT),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+    use crate::store::Idempotency;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn submitter(bench: &Bench) -> (Submitter, SubmitQueue) {
+        Submitter::new(Arc::clone(&bench.lifecycle), Arc::default(), Arc::new(Outage::new("the database")), 10)
+    }
+
+    /// A call that waits in `queue`, and where its answer comes.
+    fn call(queue: &SubmitQueue, key: Option<&str>, wait: Duration) -> (Call, Receiver<Answer>) {
+        let (answer, answers) = bounded(1);
+        let waiting = Waiting::begin(1, &queue.jobs_waiting, queue.jobs_waiting_max).expect("there is room");
+        let idempotency = key.map(|key| Idempotency { key: key.to_owned(), request_hash: [0; 32] });
+        let submission = Submission { jobs: vec![NewJob::new("x", "{}")], idempotency };
+        (Call { submission, answer, until: Instant::now() + wait, waiting }, answers)
+    }
+
+    fn stored(bench: &Bench, answers: &[Receiver<Answer>]) -> usize {
+        let ids = answers.iter().filter_map(|answers| answers.try_recv().expect("each is answered").ok());
+        let ids: Vec<uuid::Uuid> = ids.flat_map(|result| result.results).filter_map(|job| Some(job.ok()?.id)).collect();
+        assert_eq!(bench.lifecycle.store().jobs_by_id(&ids).expect("read").len(), ids.len());
+        ids.len()
+    }
+
+    #[test]
+    fn what_is_given_up_while_its_batch_is_being_stored_is_not_stored_and_counts_as_waiting_until_then() {
+        let bench = Bench::new();
+        let (mut submitter, queue) = submitter(&bench);
+        let waits = [(None, SOON), (None, Duration::ZERO), (Some("a"), SOON), (Some("b"), Duration::ZERO)];
+        let (calls, answers): (Vec<_>, Vec<_>) = waits.iter().map(|(key, wait)| call(&queue, *key, *wait)).unzip();
+        assert_eq!(queue.jobs_waiting(), 4);
+
+        // Past the look of `take_batch`, as if their time had run out behind it.
+        submitter.store(calls);
+
+        assert_eq!(queue.jobs_waiting(), 0);
+        assert_eq!(stored(&bench, &answers), 2);
+        assert_eq!(submitter.metrics.submitted.load(Ordering::Relaxed), 2, "nor was another");
+    }
+
+    #[test]
+    fn a_call_counts_as_waiting_until_it_is_answered() {
+        let bench = Bench::new();
+        let (submitter, queue) = submitter(&bench);
+        let (first, answers) = call(&queue, None, SOON);
+
+        let batch = submitter.take_batch(first);
+        assert_eq!(queue.jobs_waiting(), 1);
+        batch.into_iter().for_each(|call| call.answer(Err(SubmitError::Unavailable)));
+
+        assert_eq!((queue.jobs_waiting(), answers.len()), (0, 1));
+        let full = (0..10).map(|_| call(&queue, None, SOON)).collect::<Vec<_>>();
+        let refused = queue.submit(full[0].0.submission.clone(), SOON);
+        assert_eq!(refused.expect_err("full"), SubmitError::Overloaded);
+        assert_eq!(queue.jobs_waiting(), 10, "what was refused does not count");
+    }
+
+    #[test]
+    fn batches_become_smaller_where_they_take_too_long_and_larger_where_they_are_quick() {
+        let now = Instant::now();
+        let mut pace = Pace::new();
+        let slow = Duration::from_secs(3);
+
+        pace.slow(BATCH_MAX, now);
+        pace.slow(BATCH_MAX / 2, now);
+        assert_eq!(pace.rows_max, BATCH_MAX / 4);
+        pace.stored(BATCH_MAX / 4, slow, now);
+        pace.stored(1, Duration::ZERO, now);
+        assert_eq!(pace.rows_max, BATCH_MAX / 4, "remembered");
+        pace.stored(BATCH_MAX / 4, slow, now + SMALLER_FOR);
+        assert_eq!(pace.rows_max, BATCH_MAX / 2, "for a while");
+        pace.stored(BATCH_MAX / 2, Duration::ZERO, now);
+        pace.stored(BATCH_MAX, Duration::ZERO, now);
+        assert_eq!(pace.rows_max, BATCH_MAX);
+        pace.slow(1, now);
+        assert_eq!(pace.rows_max, 1);
     }
 }
