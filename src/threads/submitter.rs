@@ -387,7 +387,9 @@ mod tests {
 
         let batch = submitter.take_batch(first);
         assert_eq!(queue.jobs_waiting(), 1);
-        batch.into_iter().for_each(|call| call.answer(Err(SubmitError::Unavailable)));
+        for call in batch {
+            call.answer(Err(SubmitError::Unavailable));
+        }
 
         assert_eq!((queue.jobs_waiting(), answers.len()), (0, 1));
         let full = (0..10).map(|_| call(&queue, None, SOON)).collect::<Vec<_>>();

@@ -98,7 +98,7 @@ struct Running {
 }
 
 /// A thread that was left behind in its handler.
-struct Left {
+struct Hung {
     attempt: Running,
     /// With it.
     left_behind: usize,
@@ -106,7 +106,7 @@ struct Left {
     replacement: Option<io::Result<()>>,
 }
 
-impl Left {
+impl Hung {
     fn tell(&self) {
         let Running { worker, job, .. } = &self.attempt;
         let (job, job_type, worker) = (job.id, job.job_type.as_str(), worker.as_str());
@@ -175,16 +175,16 @@ impl Workers {
 
     /// Runs one job. Returns whether this worker goes on.
     fn run(&self, name: &str, job: &Arc<ClaimedJob>) -> bool {
-        let Some(stop) = self.shop.held.begin(&job) else { return true };
+        let Some(stop) = self.shop.held.begin(job) else { return true };
         let started = Instant::now();
         let entry = self.shop.registry.get(&job.job_type);
         let timeout = job.timeout.or(entry.and_then(|entry| entry.timeout)).unwrap_or(self.shop.timeout);
         let deadline = started + timeout;
         let number = self.next_attempt.fetch_add(1, Ordering::Relaxed);
-        let running = Running { worker: name.to_owned(), job: Arc::clone(&job), started, deadline, stop: stop.clone() };
+        let running = Running { worker: name.to_owned(), job: Arc::clone(job), started, deadline, stop: stop.clone() };
         lock(&self.running).insert(number, running);
         fault_point!("worker.begun");
-        let report = self.attempt(&job, &Attempt { job: &job, deadline, stop: &stop });
+        let report = self.attempt(job, &Attempt { job, deadline, stop: &stop });
         fault_point!("worker.done");
         // Whoever takes the attempt out of the table answers for it.
         let Some(running) = lock(&self.running).remove(&number) else { return self.comes_back(name) };
@@ -286,7 +286,7 @@ impl Workers {
             }
         }
         drop(running);
-        left.iter().for_each(Left::tell);
+        left.iter().for_each(Hung::tell);
         next
     }
 
@@ -299,7 +299,7 @@ impl Workers {
     }
 
     /// Counts the thread of an attempt as left behind, and puts another in its place.
-    fn replace(self: &Arc<Self>, attempt: Running) -> Left {
+    fn replace(self: &Arc<Self>, attempt: Running) -> Hung {
         let mut crew = lock(&self.crew);
         let replacement = crew.has_room().then(|| self.spawn(attempt.worker.clone()));
         crew.left_behind += 1;
@@ -307,7 +307,7 @@ impl Workers {
             crew.missing += 1;
             self.shop.load.workers.fetch_sub(1, Ordering::Relaxed);
         }
-        Left { attempt, left_behind: crew.left_behind, replacement }
+        Hung { attempt, left_behind: crew.left_behind, replacement }
     }
 
     /// A handler has returned after it was given up. Returns whether its thread goes on, for a worker that is missing.

@@ -110,3 +110,29 @@ fn calls_that_were_given_up_are_not_stored_when_the_database_is_back() {
     assert!(besides <= besides_max, "{besides} jobs were stored without an acknowledgement");
     site.wait_for_jobs(SOON, 0, "Status <> 'completed'");
 }
+
+#[test]
+fn a_batch_that_takes_longer_than_a_statement_may_is_stored_in_smaller_ones() {
+    let _machine = load_the_machine();
+    let site = Site::postgres();
+    let process = site.start(&site.settings().with("TRILANE_HANDLERS", site.quick_handlers()));
+    // What a statement meets that the server breaks off, here for its rows and not for its time.
+    let broken_off = "create function slow() returns trigger language plpgsql as 'begin \
+        if (select count(*) from added) > 2 then raise exception using errcode = ''query_canceled''; end if; return null; end'";
+    site.execute(broken_off);
+    site.execute("create trigger slow after insert on Jobs referencing new table as added execute function slow()");
+    let holder = stores::connect(site.connection_string());
+    holder.set_autocommit(false).expect("a transaction");
+    // One call waits for the table, the others for it.
+    holder.execute("lock table Jobs in share mode", (), None).expect("locked");
+
+    let ids: Vec<String> = thread::scope(|scope| {
+        let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| process.enqueue(&[job()]))).collect();
+        wait_until(SOON, "all wait", || process.metric("trilane_submissions_waiting") == 8);
+        holder.rollback().expect("let go");
+        calls.into_iter().flat_map(|call| call.join().expect("taken")).collect()
+    });
+
+    assert_eq!(ids.len(), 8);
+    process.wait_for_status(&ids, "completed");
+}

@@ -132,6 +132,7 @@ impl Replica {
                 channels: senders,
                 load: Arc::clone(&load),
                 untaken: channels.clone(),
+                to_give_back: Vec::new(),
                 is_unsure: false,
             },
             finisher: Finisher::new(
