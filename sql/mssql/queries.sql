@@ -523,6 +523,10 @@ WHERE j.Seq IS NULL
 SELECT TOP (?) Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
 WHERE LeaseUntil < SYSUTCDATETIME() ORDER BY LeaseUntil
 
+-- lease_expired: locks one lease if it ran out. One that another replica ends is left out.
+-- Params: 1 token.  Returns token, seqs (JSON array), replica.
+SELECT Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) WHERE Token = ? AND LeaseUntil < SYSUTCDATETIME()
+
 -- expired_jobs: the jobs still running under a lease.
 -- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
 DECLARE @token bigint = ?;

@@ -305,6 +305,10 @@ where case when (seq, token) not in (
 -- Params: 1 limit.  Returns token, seqs (JSON array), replica.
 select Token, Seqs, ReplicaId from Leases where LeaseUntil < now() order by LeaseUntil limit ? for update skip locked
 
+-- lease_expired: locks one lease if it ran out.
+-- Params: 1 token.  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where Token = ? and LeaseUntil < now() for update skip locked
+
 -- expired_jobs: the jobs still running under a lease.
 -- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
 select Seq, Type, Priority, RetryCount, MaxRetries, cast(Id as text), UniqueKey from Jobs

@@ -295,6 +295,10 @@ where j.Seq is null
 -- Params: 1 limit.  Returns token, seqs (JSON array), replica.
 select Token, Seqs, ReplicaId from Leases where LeaseUntil < {now} order by LeaseUntil limit ?
 
+-- lease_expired: one lease if it ran out.
+-- Params: 1 token.  Returns token, seqs (JSON array), replica.
+select Token, Seqs, ReplicaId from Leases where Token = ? and LeaseUntil < {now}
+
 -- expired_jobs: the jobs still running under a lease.
 -- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.
 select Seq, Type, Priority, RetryCount, MaxRetries, Id, UniqueKey from Jobs

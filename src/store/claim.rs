@@ -229,8 +229,8 @@ fn claimed_job(row: &mut Row<'_, '_>, token: Token, seq: Seq) -> Result<ClaimedJ
         job_type: row.text(4)?,
         payload: row.text(5)?,
         lane: lane(&row.text(6)?),
-        retry_count: small(row.int(7)?),
-        max_retries: small(row.int(8)?).min(RETRIES_MAX),
+        retry_count: retries(row.int(7)?),
+        max_retries: retries(row.int(8)?),
         timeout: row.maybe_int(9)?.filter(|&ms| ms > 0).map(|ms| Duration::from_millis(ms.unsigned_abs())),
         unique_key: row.maybe_text(10)?,
         created_at: time(row.int(11)?),
@@ -242,7 +242,8 @@ pub(super) fn lane(name: &str) -> Lane {
     Lane::parse(name.trim()).unwrap_or_default()
 }
 
-/// Counts as plain SQL may have written them: below zero is zero.
-pub(super) fn small(count: i64) -> u32 {
-    u32::try_from(count.max(0)).unwrap_or(u32::MAX)
+/// Counts of retries as plain SQL may have written them: below zero is zero, and more than [`RETRIES_MAX`] is that. So the number of an
+/// attempt can be stored, and a job that kills its worker ends.
+pub(super) fn retries(count: i64) -> u32 {
+    u32::try_from(count.clamp(0, RETRIES_MAX.into())).unwrap_or(RETRIES_MAX) // OK: at most RETRIES_MAX
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::claim::{lane, small, unreadable};
+use super::claim::{lane, retries, unreadable};
 use super::dispatch::{OddRow, bury, limit};
 use super::elsewhere::held_elsewhere;
 use super::outcome::{Outcome, Pairs, Released, finish, release};
@@ -103,11 +103,26 @@ impl Store {
     /// Ends leases that ran out, and lets `verdict` decide what becomes of the jobs still running under them. One of which another session holds a
     /// row is left to a later call.
     ///
-    /// Returns the jobs that were taken back, which may be none where their outcomes had come; `None` if no lease had run out.
+    /// Returns the jobs that were taken back, which may be none where their outcomes had come; `None` if no lease had run out. Where the
+    /// database refuses what becomes of a job, the others are taken back all the same, and this one is given up if it is the one to blame.
     ///
     /// # Errors
-    /// As every call of the store.
+    /// As every call of the store; what could be taken back by itself was.
     pub fn expire(
+        &self,
+        replica: ReplicaId,
+        verdict: impl Fn(&Expired) -> Verdict,
+    ) -> Result<Option<Vec<Expired>>, StoreError> {
+        match self.expire_together(replica, &verdict) {
+            Err(error) if !error.is_transient() || matches!(error, StoreError::TimedOut(_)) => {
+                self.expire_apart(error, replica, &verdict)
+            }
+            expired => expired,
+        }
+    }
+
+    /// Ends the first [`EXPIRED_MAX`] leases that ran out, in one transaction.
+    fn expire_together(
         &self,
         replica: ReplicaId,
         verdict: impl Fn(&Expired) -> Verdict,
@@ -212,8 +227,8 @@ impl Store {
     }
 }
 
-struct Lease {
-    token: Token,
+pub(super) struct Lease {
+    pub(super) token: Token,
     seqs: Vec<i64>,
     replica: ReplicaId,
 }
@@ -224,7 +239,11 @@ impl Lease {
     }
 }
 
-fn leases(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Result<Vec<Lease>, StoreError> {
+pub(super) fn leases(
+    session: &mut Session,
+    name: &'static str,
+    params: &[Param<'_>],
+) -> Result<Vec<Lease>, StoreError> {
     let mut leases = Vec::new();
     session.query(name, params, |row| {
         let (token, seqs, replica) = (Token(row.int(1)?), row.text(2)?, ReplicaId(row.int(3)?));
@@ -241,15 +260,15 @@ fn leases(session: &mut Session, name: &'static str, params: &[Param<'_>]) -> Re
 
 /// What still runs under a lease that ran out.
 #[derive(Default)]
-struct Running {
-    expired: Vec<Expired>,
+pub(super) struct Running {
+    pub(super) expired: Vec<Expired>,
     /// One for each of `expired`.
-    outcomes: Vec<Outcome>,
+    pub(super) outcomes: Vec<Outcome>,
     /// Those whose row cannot be read.
-    odd: Vec<OddRow>,
+    pub(super) odd: Vec<OddRow>,
 }
 
-fn running_under(
+pub(super) fn running_under(
     session: &mut Session,
     lease: &Lease,
     verdict: impl Fn(&Expired) -> Verdict,
@@ -280,7 +299,7 @@ fn outcome(
     verdict: impl Fn(&Expired) -> Verdict,
 ) -> Result<(Expired, Outcome), StoreError> {
     let (job_type, lane) = (row.text(2)?, lane(&row.text(3)?));
-    let (retry_count, max_retries) = (small(row.int(4)?), small(row.int(5)?));
+    let (retry_count, max_retries) = (retries(row.int(4)?), retries(row.int(5)?));
     let (id, unique_key) = (uuid(&row.text(6)?)?, row.maybe_text(7)?);
     let expired = Expired { seq, id, job_type, retry_count, max_retries, replica: lease.replica };
     let outcome = Outcome {

@@ -9,6 +9,7 @@ mod dialect;
 mod dispatch;
 mod elsewhere;
 mod error;
+mod expire;
 mod file;
 mod keys;
 mod lease;

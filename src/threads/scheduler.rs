@@ -30,6 +30,10 @@ const REFILL_EVERY: Duration = Duration::from_millis(100);
 const MISSED_EVERY: Duration = Duration::from_millis(50);
 /// How often the table is searched for ids that Redis had, while it is away.
 const AWAY_TICK: Duration = Duration::from_secs(15);
+/// After a tick that failed; the time doubles with each, up to [`TICK_RETRY_MAX`]. Meanwhile all else goes on.
+const TICK_RETRY: Duration = Duration::from_millis(200);
+/// The longest time between two ticks that fail.
+const TICK_RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often ended jobs are deleted.
 const PRUNE_EVERY: Duration = Duration::from_hours(1);
 /// Looks of the starvation guard within its limit.
@@ -82,6 +86,9 @@ pub struct Scheduler {
     starvation: Option<Duration>,
     next_guard: Instant,
     next_tick: Instant,
+    // After a tick that failed: until when only being asked brings another on, and how long the next such time is.
+    no_tick_before: Instant,
+    tick_retry: Duration,
     next_watch: Instant,
     next_refill: Instant,
     next_missed: Instant,
@@ -112,6 +119,8 @@ impl Scheduler {
             starvation,
             next_guard: now,
             next_tick: now,
+            no_tick_before: now,
+            tick_retry: TICK_RETRY,
             next_watch: now,
             next_refill: now,
             next_missed: now,
@@ -131,11 +140,45 @@ impl Scheduler {
         let lifecycle = &self.lifecycle;
         let expired = lifecycle.expire(|job| self.verdict_on(job));
         Metrics::add(&self.metrics.expired, *expired.as_ref().unwrap_or(&0));
-        let recovered = lifecycle.take_over_from_dead().and_then(|()| lifecycle.recall_lost(self.is_first));
+        let taken_over = lifecycle.take_over_from_dead();
+        let recalled = lifecycle.recall_lost(self.is_first);
         let regular = lifecycle.regularise();
         // Whatever went wrong before: what is due and well is to run.
-        lifecycle.dispatch()?;
-        expired.map(drop).and(recovered).and(regular)
+        lifecycle.dispatch().and(expired.map(drop)).and(taken_over).and(recalled).and(regular)
+    }
+
+    /// A tick, and when the next is to be. One that failed holds up nothing else.
+    fn tick_at(&mut self, now: Instant) -> Result<(), StoreError> {
+        self.was_away = self.lifecycle.lanes_are_away();
+        let result = self.tick();
+        if result.is_ok() {
+            let is_away = self.lifecycle.lanes_are_away();
+            let tick = self.lifecycle.policy().tick;
+            self.next_tick = now + if is_away { tick.min(AWAY_TICK) } else { tick };
+            self.tick_retry = TICK_RETRY;
+            self.is_first = false;
+        } else {
+            self.no_tick_before = Instant::now() + self.tick_retry.mul_f64(0.5 + random::unit() / 2.0);
+            self.tick_retry = (self.tick_retry * 2).min(TICK_RETRY_MAX);
+            self.next_tick = self.no_tick_before;
+        }
+        result
+    }
+
+    /// When leases that ran out are to be ended.
+    fn next_expiry(&self) -> Option<Instant> {
+        self.lifecycle.next_expiry().map(|at| at.max(self.no_tick_before))
+    }
+
+    /// Moves what has waited too long, at its time.
+    fn guard(&mut self, now: Instant) -> Result<(), StoreError> {
+        match self.starvation.filter(|_| now >= self.next_guard) {
+            Some(limit) => {
+                self.next_guard = now + limit / GUARD_ROUNDS;
+                self.lifecycle.promote_starved(limit)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Fills up lanes that were cut, and dispatches what the timers had no room for before it is due.
@@ -189,39 +232,32 @@ impl Duty for Scheduler {
         let now = Instant::now();
         self.lifecycle.push_due_timers(now);
         let mut tick = self.ticker.asked.swap(false, Ordering::AcqRel) || now >= self.next_tick;
+        let mut result = Ok(());
         if self.watches() && now >= self.next_watch {
             self.next_watch = now + WATCH_EVERY;
-            tick |= self.lifecycle.watch_lanes()?;
-            self.lifecycle.notice_cuts()?;
+            let looked = self.lifecycle.watch_lanes().map(|is_news| tick |= is_news);
+            result = looked.and(self.lifecycle.notice_cuts());
         }
         // Whoever noticed it first: what was in Redis has to be found in the table, and the other way round.
         tick |= self.lifecycle.lanes_are_away() != self.was_away;
-        tick |= self.lifecycle.next_expiry().is_some_and(|at| now >= at);
+        tick |= self.next_expiry().is_some_and(|at| now >= at);
         tick |= self.lifecycle.take_look(now);
+        // Whatever goes wrong in one of them, the others have their turn.
         if tick {
-            self.was_away = self.lifecycle.lanes_are_away();
-            // Before the tick: if it fails, the next round tries again after the loop's pause.
-            self.next_tick = now;
-            self.tick()?;
-            let pause = if self.lifecycle.lanes_are_away() {
-                AWAY_TICK
-            } else {
-                self.lifecycle.policy().tick
-            };
-            self.next_tick = now + pause.min(self.lifecycle.policy().tick);
-            self.is_first = false;
+            result = result.and(self.tick_at(now));
         }
-        self.refill_and_catch_up(now)?;
-        if let Some(limit) = self.starvation.filter(|_| now >= self.next_guard) {
-            self.next_guard = now + limit / GUARD_ROUNDS;
-            self.lifecycle.promote_starved(limit)?;
+        if result.as_ref().is_err_and(StoreError::is_outage) {
+            return result.map(|()| Duration::ZERO); // All else would meet it too, and wait for it.
         }
+        result = result.and(self.refill_and_catch_up(now));
+        result = result.and(self.guard(now));
         if now >= self.next_prune {
-            self.prune()?;
+            result = result.and(self.prune());
         }
         if !tick && self.lifecycle.is_sweeping() {
-            self.lifecycle.sweep_on()?;
+            result = result.and(self.lifecycle.sweep_on());
         }
+        result?;
         let next_timer = self.lifecycle.push_due_timers(Instant::now());
         let mut next = self.next_tick.min(self.next_prune);
         if self.watches() {
@@ -239,7 +275,7 @@ impl Duty for Scheduler {
         if self.starvation.is_some() {
             next = next.min(self.next_guard);
         }
-        let others = [self.lifecycle.next_expiry(), self.lifecycle.next_look()];
+        let others = [self.next_expiry(), self.lifecycle.next_look()];
         next = others.into_iter().flatten().fold(next, Instant::min);
         Ok(left_until(next_timer.map_or(next, |timer| timer.min(next))))
     }

@@ -123,6 +123,102 @@ fn an_expired_lease_is_ended_though_one_of_its_rows_cannot_be_read() {
     });
 }
 
+/// From now on the database refuses that the attempts of some jobs are kept.
+fn refuse_attempts(fresh: &TestStore, of: &str) {
+    let rule = match fresh.store.dialect() {
+        Dialect::Sqlite => format!(
+            "create trigger ClientsRule before insert on JobAttempts when new.{of} begin select raise(abort, 'refused'); end"
+        ),
+        // Those that are there may be such ones.
+        Dialect::Postgres => {
+            format!("alter table JobAttempts add constraint ClientsRule check (not ({of})) not valid")
+        }
+        Dialect::Mssql => format!("ALTER TABLE JobAttempts WITH NOCHECK ADD CONSTRAINT ClientsRule CHECK (NOT ({of}))"),
+    };
+    execute(&fresh.connection_string, &rule);
+}
+
+fn accept_attempts(fresh: &TestStore) {
+    let sql = match fresh.store.dialect() {
+        Dialect::Sqlite => "drop trigger ClientsRule",
+        Dialect::Postgres | Dialect::Mssql => "alter table JobAttempts drop constraint ClientsRule",
+    };
+    execute(&fresh.connection_string, sql);
+}
+
+/// Ends all leases that ran out. Returns how many jobs were taken back.
+fn expire_all(store: &Store) -> usize {
+    let mut count = 0;
+    while let Some(expired) = store.expire(REPLICA, |_| retry(Duration::ZERO)).expect("expired") {
+        count += expired.len();
+    }
+    count
+}
+
+#[test]
+fn a_job_whose_outcome_is_refused_keeps_no_other_from_being_taken_back() {
+    on_every_fresh(|fresh| {
+        let store = &fresh.store;
+        let seqs: Vec<Seq> = submit(store, &jobs(40, Lane::High)).iter().map(|stored| stored.seq).collect();
+        // The one to blame is in the lease that ran out first.
+        for seqs in seqs.chunks(10) {
+            assert_eq!(store.claim(seqs, OTHER, Duration::ZERO).expect("claimed").jobs.len(), 10);
+        }
+        refuse_attempts(fresh, &format!("Seq = {}", seqs[3].0));
+        std::thread::sleep(Duration::from_millis(5)); // OK: lets the leases of zero length run out by the database's clock
+
+        let count_taken = expire_all(store);
+
+        assert_eq!((count_taken, count(fresh, "retrying"), count(fresh, "failed")), (40, 39, 1));
+        assert_eq!(reasons(store).len(), 1);
+        assert!(reasons(store)[0].starts_with("its lease ran out, and what became of it could not be stored: "));
+        assert_eq!(number(&fresh.connection_string, "select count(*) from Leases"), 0);
+        assert_eq!(number(&fresh.connection_string, "select count(*) from JobAttempts"), 39);
+    });
+}
+
+#[test]
+fn where_every_outcome_is_refused_no_job_is_given_up_for_it() {
+    on_every_fresh(|fresh| {
+        let store = &fresh.store;
+        let seqs: Vec<Seq> = submit(store, &jobs(30, Lane::High)).iter().map(|stored| stored.seq).collect();
+        for seqs in seqs.chunks(10) {
+            store.claim(seqs, OTHER, Duration::ZERO).expect("claimed");
+        }
+        refuse_attempts(fresh, "Attempt > 0");
+        std::thread::sleep(Duration::from_millis(5)); // OK: as above
+
+        let refused = store.expire(REPLICA, |_| retry(Duration::ZERO)).expect_err("it is refused");
+
+        assert!(!refused.is_transient(), "{refused}");
+        assert_eq!((count(fresh, "running"), reasons(store).len()), (30, 0));
+        accept_attempts(fresh);
+        assert_eq!((expire_all(store), count(fresh, "retrying")), (30, 30));
+    });
+}
+
+#[test]
+fn counts_out_of_range_are_stored_as_far_as_they_go() {
+    on_every_fresh(|fresh| {
+        let store = &fresh.store;
+        let sql = "INSERT INTO Jobs (Type, Payload, RetryCount, MaxRetries) VALUES ('x', '{}', 2147483647, 2147483647)";
+        execute_all(&fresh.connection_string, &[sql, sql]);
+        let claimed = store.claim_next(Lane::Medium, 1, REPLICA, LEASE).expect("claimed").jobs.remove(0);
+        assert_eq!((claimed.retry_count, claimed.max_retries), (100, 100));
+        store.claim_next(Lane::Medium, 1, OTHER, Duration::ZERO).expect("claimed");
+        std::thread::sleep(Duration::from_millis(5)); // OK: as above
+
+        let policy = trilane::retry::RetryPolicy { base: Duration::ZERO, cap: Duration::ZERO };
+        let judge =
+            |retries, max| trilane::retry::judge(trilane::retry::Report::retry("no"), retries, max, &policy, 0.5);
+        let expired = store.expire(REPLICA, |job| judge(job.retry_count, job.max_retries)).expect("expired");
+
+        assert_eq!(expired.expect("a lease had run out").len(), 1);
+        assert!(finish(store, &claimed, judge(claimed.retry_count, claimed.max_retries)));
+        assert_eq!((count(fresh, "failed"), reasons(store).len()), (2, 2), "{:?}", reasons(store));
+    });
+}
+
 #[test]
 fn a_listing_shows_what_can_be_read_of_a_row() {
     let fresh = TestStore::new(Dialect::Sqlite);

@@ -81,6 +81,36 @@ fn a_replica_that_hung_longer_than_its_lease_cannot_end_jobs_that_others_have_ta
 }
 
 #[test]
+fn a_job_that_the_database_refuses_to_take_back_stops_neither_the_others_of_its_replica_nor_the_scheduler() {
+    let site = Site::postgres_and_redis();
+    let gate = settings(&site).with("TRILANE_HANDLERS", site.gate_handlers("gate"));
+    let mut process = site.start(&gate.clone().with("TRILANE_WORKERS", 4));
+    let running: Vec<String> = (0..4).map(|_| process.enqueue_one(json!({ "type": "gate" }))).collect();
+    process.wait_for_status(&running, "running");
+    let first = site.number(&format!("select Seq from Jobs where Id = '{}'", running[0]));
+    site.execute("alter table JobAttempts add constraint ClientsRule check (Seq < 0)");
+    let small = gate.with("TRILANE_LANE_BUFFER_MAX", 10).with("TRILANE_WORKERS", 1);
+    let other = site.start(&small);
+
+    process.kill();
+    wait_until(NOTICED, "the other has met the refusal", || other.has_logged("scheduler cannot do its work"));
+
+    // Its rounds go on, though its ticks fail: a lane that is cut is filled up again and again.
+    let jobs = other.enqueue(&vec![json!({ "type": "quick" }); 300]);
+    other.wait_for_status(&jobs, "completed");
+    assert_eq!(site.jobs("Status = 'running'"), 4, "where all are refused none is given up for it");
+
+    site.open_gate("gate");
+    site.execute("alter table JobAttempts drop constraint ClientsRule");
+    site.execute(&format!("alter table JobAttempts add constraint ClientsRule check (Seq <> {first})"));
+    other.wait_for_status(&running[1..], "completed").iter().for_each(assert_lost_once);
+    let refused = other.wait_for_status(&running[..1], "failed").remove(0);
+    assert!(text(&refused["last_error"]).contains("could not be stored"), "{refused}");
+    assert!(other.has_logged("the database refused to take a job back; it is buried"));
+    assert_eq!(site.number("select count(*) from FailedJobs"), 1);
+}
+
+#[test]
 fn a_process_killed_on_sqlite_does_the_rest_after_its_next_start() {
     let site = Site::sqlite();
     let gate = settings(&site).with("TRILANE_HANDLERS", site.gate_handlers("gate")).with("TRILANE_WORKERS", 1);
