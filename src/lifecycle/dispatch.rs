@@ -1,5 +1,6 @@
 //! From the table to the lanes: what is due, what plain SQL wrote, and what has waited too long.
 
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use super::{Lifecycle, in_ms};
@@ -26,11 +27,26 @@ impl Lifecycle {
         }
     }
 
+    /// Gives up jobs that cannot be run. One that cannot be given up keeps no other from it.
     pub(super) fn bury_odd(&self, odd: &[OddRow]) -> Result<(), StoreError> {
-        for row in odd {
-            log::warn!(seq:% = row.seq, reason = row.reason.as_str(); "a job inserted by SQL cannot be run and goes to FailedJobs");
+        let mut result = Ok(());
+        for odd in odd.chunks(BATCH_MAX) {
+            match self.store.bury_odd(odd) {
+                Err(error) if error.is_transient() => return Err(error),
+                Err(_) if odd.len() > 1 => {
+                    for row in odd {
+                        match self.store.bury_odd(from_ref(row)) {
+                            Err(error) if error.is_transient() => return Err(error),
+                            Err(error) => result = Err(error),
+                            Ok(()) => say_buried(row),
+                        }
+                    }
+                }
+                Err(error) => result = Err(error),
+                Ok(()) => odd.iter().for_each(say_buried),
+            }
         }
-        self.store.bury_odd(odd)
+        result
     }
 
     /// Dispatches what is due within the next tick: pushes what is due now, keeps the rest in the timers. At most up to the lanes' buffer, and
@@ -44,10 +60,19 @@ impl Lifecycle {
         }
         self.timers.forget_missed();
         let Some(lengths) = self.lengths() else { return Ok(()) };
-        for lane in Lane::ALL {
-            self.fill(lane, lengths[lane.index()])?;
+        self.fill_each(Lane::ALL.map(|lane| (lane, lengths[lane.index()])))
+    }
+
+    /// Fills up lanes of these lengths, each though an error was met in another.
+    fn fill_each(&self, lanes: impl IntoIterator<Item = (Lane, u64)>) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        for (lane, length) in lanes {
+            match self.fill(lane, length) {
+                Err(error) if error.is_outage() => return Err(error),
+                filled => result = result.and(filled),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Fills up the lanes that were cut and have drained to half, from the table in its order. Asks the table for nothing else, so that it can
@@ -63,13 +88,8 @@ impl Lifecycle {
             return Ok(());
         }
         let Some(lengths) = self.lengths() else { return Ok(()) };
-        for lane in Lane::ALL {
-            let length = lengths[lane.index()];
-            if self.cut.is_on(lane) && length <= self.half() {
-                self.fill(lane, length)?;
-            }
-        }
-        Ok(())
+        let lanes = Lane::ALL.into_iter().map(|lane| (lane, lengths[lane.index()]));
+        self.fill_each(lanes.filter(|&(lane, length)| self.cut.is_on(lane) && length <= self.half()))
     }
 
     /// Dispatches what is due in a lane that has `length` ids, up to its limit. Between batches pushes what has become due meanwhile.
@@ -88,9 +108,10 @@ impl Lifecycle {
             if !found.due.is_empty() {
                 fault_point!("tick.dispatched");
             }
-            self.bury_odd(&found.odd)?;
+            // First what is committed as dispatched. Odd rows that stay are met again, so that this lane waits for the next look.
             let length = self.push_or_keep(lane, &found.due);
             self.push_due_timers(Instant::now());
+            self.bury_odd(&found.odd)?;
             if self.lanes_are_away() {
                 return Ok(()); // What was to be pushed is back in the table; a tick follows when they answer again.
             }
@@ -181,4 +202,8 @@ impl Lifecycle {
         }
         Ok(fresh.is_empty())
     }
+}
+
+fn say_buried(row: &OddRow) {
+    log::warn!(seq:% = row.seq, reason = row.reason.as_str(); "a job inserted by SQL cannot be run and goes to FailedJobs");
 }

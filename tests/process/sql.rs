@@ -82,6 +82,23 @@ fn jobs_inserted_by_sql_are_run_once_the_scheduler_is_woken() {
 }
 
 #[test]
+fn a_row_that_can_neither_be_run_nor_buried_holds_up_no_other() {
+    let site = Site::postgres_and_redis();
+    let process = site.start(&site.settings().with("TRILANE_TICK_SECONDS", 3_600));
+    site.execute("alter table FailedJobs add constraint ClientsRule check (Reason = '')");
+    site.execute("insert into Jobs (Type, Payload, Priority, Status) values ('x', '{}', 'high', 'waiting')");
+    insert(&site, "send_email", "{}", "high");
+    insert(&site, "send_email", "{}", "low");
+
+    assert_eq!(process.post("/scheduler/wake", &json!(null)).status, 202);
+
+    site.wait_for_jobs(SOON, 2, "Status = 'completed' and RetryCount = 0");
+    assert!(!process.has_logged("goes to FailedJobs"), "it does not");
+    site.execute("alter table FailedJobs drop constraint ClientsRule");
+    site.wait_for_jobs(SOON, 1, "Status = 'failed'");
+}
+
+#[test]
 fn jobs_inserted_by_sql_are_run_by_the_tick_alone() {
     are_run([Site::postgres(), Site::sqlite()], |site| site.settings().with("TRILANE_TICK_SECONDS", 1), false);
 }
