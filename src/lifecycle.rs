@@ -66,6 +66,8 @@ pub struct Lifecycle {
     replicas_dead: AtomicBool,
     // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
     no_expiry_before: Mutex<Instant>,
+    // Since when that has been put off, if no lease was ended since.
+    expiry_deferred: Mutex<Option<Instant>>,
     cut: Cut,
     // When to search for lost ids besides the ticks: the next time, and the last that was asked for.
     looks: Mutex<Option<(Instant, Instant)>>,
@@ -81,6 +83,7 @@ impl Lifecycle {
         Lifecycle {
             // The database may have been away until just now.
             no_expiry_before: Mutex::new(Instant::now() + policy.lease),
+            expiry_deferred: Mutex::new(None),
             store: store.into(),
             lanes: lanes.into(),
             policy,

@@ -132,8 +132,14 @@ impl Lifecycle {
     }
 
     /// The database is back after an outage: for the length of one lease no lease is ended, for their replicas could not renew them either.
+    /// Outages that follow each other put it off for twice as long together, so that the jobs of a dead replica run in the end.
     pub fn defer_expiry(&self) {
-        *lock(&self.no_expiry_before) = Instant::now() + self.policy.lease.max(RECONNECT_MAX);
+        let (now, time) = (Instant::now(), self.policy.lease.max(RECONNECT_MAX));
+        let (mut not_before, mut deferred) = (lock(&self.no_expiry_before), lock(&self.expiry_deferred));
+        // What was put off and is over for so long was not followed by this.
+        let since = deferred.filter(|_| now < *not_before + time).unwrap_or(now);
+        *deferred = Some(since);
+        *not_before = (now + time).min(since + 2 * time);
     }
 
     /// Takes over from dead replicas, where a beat has seen one (or this replica has just started): the ids in their timers, and (where each process has lanes of its own) in their lanes.
@@ -169,6 +175,7 @@ impl Lifecycle {
         if !self.leases_expired.load(Ordering::Acquire) || Instant::now() < *lock(&self.no_expiry_before) {
             return Ok(count);
         }
+        *lock(&self.expiry_deferred) = None;
         loop {
             let expired = self.store.expire(self.policy.replica, &verdict)?;
             let Some(expired) = expired else {

@@ -209,3 +209,21 @@ fn the_starvation_guard_passes_over_ids_out_of_date_and_fills_the_high_lane_to_i
     fixture.lifecycle.promote_starved(limit).expect("promoted");
     assert_eq!((fixture.pop(Lane::High, 9), fixture.pop(Lane::Low, 9)), (starved[2..].to_vec(), fresh));
 }
+
+#[test]
+fn outages_that_follow_each_other_do_not_put_off_the_end_of_leases_for_ever() {
+    let fixture = Fixture::new(10, 100);
+    let (lifecycle, lease) = (&fixture.lifecycle, fixture.lifecycle.policy.lease);
+    let begun = Instant::now();
+    lifecycle.defer_expiry();
+    assert!(lifecycle.next_expiry().expect("it looks once at a start") >= begun + lease, "one lease to renew in");
+
+    // As if it had been put off for so long.
+    *lock(&lifecycle.expiry_deferred) = Some(begun.checked_sub(2 * lease).expect("the machine has run for longer"));
+    lifecycle.defer_expiry();
+
+    assert!(lifecycle.next_expiry().expect("as above") <= Instant::now(), "it has its turn");
+    lifecycle.expire(|_| crate::retry::Verdict::Complete).expect("none has run out");
+    lifecycle.defer_expiry();
+    assert!(*lock(&lifecycle.no_expiry_before) >= begun + lease, "another outage");
+}
