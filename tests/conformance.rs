@@ -91,7 +91,7 @@ fn recall_lost(store: &Store, lane: Lane, head: Option<Seq>, grace: Duration, de
 }
 
 fn recall_with_replica(store: &Store, stopping: Option<ReplicaId>) -> usize {
-    store.recall_with_replica(Duration::from_mins(1), stopping, || ()).expect("recalled")
+    store.recall_with_replica(Duration::from_mins(1), stopping, || ()).expect("recalled").count
 }
 
 /// A number of seconds before `time`, in SQL.
@@ -979,7 +979,7 @@ fn what_was_due_in_the_timers_of_a_dead_replica_a_moment_ago_is_dispatched_again
 
         let recalled = store.recall_with_replica(Duration::from_millis(20), None, || ()).expect("recalled");
 
-        assert_eq!(recalled, 1);
+        assert_eq!((recalled.count, recalled.dead), (1, vec![OTHER]));
         let due = store.dispatch(Lane::Medium, REPLICA, TICK, 10).expect("dispatched").due;
         assert_eq!(due[0].seq, overdue.seq);
     });
@@ -992,9 +992,12 @@ fn a_replica_not_seen_for_long_is_dead_and_forgotten() {
         std::thread::sleep(Duration::from_millis(30)); // OK: time must pass by the database's clock
 
         let beat = store.beat(REPLICA, "new", 3, Duration::from_millis(20)).expect("beats");
-        store.bury_replicas(Duration::from_millis(20)).expect("buried");
+        store.bury_replicas(&[REPLICA], Duration::from_millis(20)).expect("none to bury");
 
         assert!(beat.replicas_dead);
+        let again = store.beat(REPLICA, "new", 3, Duration::from_millis(20)).expect("beats");
+        assert!(again.replicas_dead, "one whose timers were not recalled stays");
+        store.bury_replicas(&[REPLICA, OTHER], Duration::from_millis(20)).expect("buried");
         assert!(!store.beat(REPLICA, "new", 3, Duration::from_mins(1)).expect("beats").replicas_dead);
         store.forget_replica(REPLICA).expect("forgotten");
     });

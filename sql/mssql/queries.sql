@@ -550,11 +550,12 @@ IF @@ROWCOUNT = 0
     INSERT INTO Replicas (Id, Name, StartedAt, SeenAt, Holds) VALUES (@replica, @name, @now, @now, @holds);
 SELECT (SELECT COUNT(*) FROM Leases WHERE LeaseUntil < @now), (SELECT COUNT(*) FROM Replicas WHERE SeenAt < @dead_before)
 
--- replicas_bury: forgets replicas that are dead, once their ids are recalled.
--- Params: 1 dead_after_ms.
+-- replicas_bury: forgets those of the given replicas that are dead, once their ids are recalled.
+-- Params: 1 replicas (array)  2 dead_after_ms.
+DECLARE @replicas nvarchar(max) = ?;
 DECLARE @ms bigint = ?;
 DECLARE @now datetime2(3) = SYSUTCDATETIME();
-DELETE FROM Replicas WHERE SeenAt < {ago}
+DELETE FROM Replicas WHERE Id IN (SELECT seq FROM OPENJSON(@replicas) WITH (seq bigint '$')) AND SeenAt < {ago}
 
 -- replica_gone: forgets one replica.
 -- Params: 1 replica.

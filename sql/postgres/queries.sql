@@ -323,9 +323,9 @@ with beat as (
 select (select count(*) from Leases where LeaseUntil < now()),
        (select count(*) from Replicas where SeenAt < now() - ? * {ms})
 
--- replicas_bury: forgets replicas that are dead, once their ids are recalled.
--- Params: 1 dead_after_ms.
-delete from Replicas where SeenAt < now() - ? * {ms}
+-- replicas_bury: forgets those of the given replicas that are dead, once their ids are recalled.
+-- Params: 1 replicas (array)  2 dead_after_ms.
+delete from Replicas where Id = any(cast(? as bigint[])) and SeenAt < now() - ? * {ms}
 
 -- replica_gone: forgets one replica.
 -- Params: 1 replica.

@@ -313,9 +313,9 @@ on conflict (Id) do update set SeenAt = {now}, Holds = excluded.Holds
 -- Params: 1 dead_after_ms.  Returns the number of expired leases, the number of dead replicas.
 select (select count(*) from Leases where LeaseUntil < {now}), (select count(*) from Replicas where SeenAt < {now} - ?)
 
--- replicas_bury: forgets replicas that are dead, once their ids are recalled.
--- Params: 1 dead_after_ms.
-delete from Replicas where SeenAt < {now} - ?
+-- replicas_bury: forgets those of the given replicas that are dead, once their ids are recalled.
+-- Params: 1 replicas (array)  2 dead_after_ms.
+delete from Replicas where Id in (select value from json_each(?)) and SeenAt < {now} - ?
 
 -- replica_gone: forgets one replica.
 -- Params: 1 replica.

@@ -153,10 +153,11 @@ impl Lifecycle {
         if !self.policy.lanes_are_shared {
             self.recall_all()?;
         }
-        self.store.recall_with_replica(REPLICA_DEAD_AFTER, None, || {
+        let recalled = self.store.recall_with_replica(REPLICA_DEAD_AFTER, None, || {
             self.push_due_timers(Instant::now());
         })?;
-        self.store.bury_replicas(REPLICA_DEAD_AFTER)?;
+        // Not one that died meanwhile, whose ids are still in its timers: a beat will see it.
+        self.store.bury_replicas(&recalled.dead, REPLICA_DEAD_AFTER)?;
         self.replicas_dead.store(false, Ordering::Release);
         Ok(())
     }

@@ -210,12 +210,17 @@ impl Store {
         }
     }
 
-    /// Forgets replicas not seen for `dead_after`, once the ids in their timers are recalled.
+    /// Forgets those of `replicas` that are still not seen for `dead_after`, once the ids in their timers are recalled.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn bury_replicas(&self, dead_after: Duration) -> Result<(), StoreError> {
-        self.write_one(|session| session.execute("replicas_bury", &[Param::Int(millis(dead_after))]))
+    pub fn bury_replicas(&self, replicas: &[ReplicaId], dead_after: Duration) -> Result<(), StoreError> {
+        if replicas.is_empty() {
+            return Ok(());
+        }
+        let list = id_list(self.dialect, replicas.iter().map(|replica| replica.0));
+        let params = [Param::Text(&list), Param::Int(millis(dead_after))];
+        self.write_one(|session| session.execute("replicas_bury", &params))
     }
 
     /// Forgets one replica, at its stop.

@@ -67,6 +67,15 @@ impl Sweep {
     }
 }
 
+/// What [`Store::recall_with_replica`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// How many ids were given back to dispatch.
+    pub count: usize,
+    /// The replicas that were taken for dead.
+    pub dead: Vec<ReplicaId>,
+}
+
 impl Store {
     /// Begins a search in each lane for ids that were dispatched to it and can no longer be in it: more than `grace` ago, and before the id
     /// now at the lane's head (`None`: the lane is empty). `deep` looks farther back.
@@ -119,7 +128,7 @@ impl Store {
     }
 
     /// Gives ids back to dispatch that wait in the timers of a replica that was not seen for `dead_after` or is not known, or of `stopping`.
-    /// Between pages calls `pause`. Returns how many.
+    /// Between pages calls `pause`.
     ///
     /// What is overdue for longer than [`TIMERS_LATE_MAX`] is left to the search for lost ids.
     ///
@@ -130,7 +139,7 @@ impl Store {
         dead_after: Duration,
         stopping: Option<ReplicaId>,
         mut pause: impl FnMut(),
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Recalled, StoreError> {
         let (mut now, mut known, mut dead) = (0, Vec::new(), Vec::new());
         self.read(|session| {
             (now, known, dead) = (0, Vec::new(), Vec::new());
@@ -168,7 +177,7 @@ impl Store {
                 pause();
             }
         }
-        Ok(count)
+        Ok(Recalled { count, dead: dead.into_iter().map(ReplicaId).collect() })
     }
 
     /// Returns those that another session holds.
