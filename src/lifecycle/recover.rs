@@ -19,22 +19,23 @@ const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
 impl Lifecycle {
     /// Begins to give back to dispatch what was dispatched and is in no lane any more, unless the last such search still goes on;
-    /// [`Lifecycle::sweep_on`] does it. `deep` also looks at farther back, once at a start.
+    /// [`Lifecycle::sweep_on`] does it. `deep` also looks at farther back, once at a start. Returns whether such a search has begun.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn recall_lost(&self, deep: bool) -> Result<(), StoreError> {
+    pub fn recall_lost(&self, deep: bool) -> Result<bool, StoreError> {
         if self.lanes_are_away() {
-            return self.recall_all(); // So that the feeders find it in the table.
+            return self.recall_all().map(|()| false); // So that the feeders find it in the table.
         }
         let state = match self.lanes.state() {
             Ok(state) => state,
             Err(error) => {
                 self.note_lanes_error(&error);
-                return Ok(());
+                return Ok(false);
             }
         };
-        if !self.is_sweeping() {
+        let is_free = !self.is_sweeping();
+        if is_free {
             let heads = state.map(|lane| {
                 if lane.len == 0 {
                     None
@@ -44,7 +45,7 @@ impl Lifecycle {
             });
             *lock(&self.sweeps) = self.store.begin_sweep(heads, LOST_GRACE, deep)?;
         }
-        self.sweep_on()
+        self.sweep_on().map(|()| is_free)
     }
 
     /// Ids may have got lost just now: rows may have been marked as dispatched by a commit that was not confirmed, or a lane did not take an id

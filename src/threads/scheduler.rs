@@ -95,6 +95,8 @@ pub struct Scheduler {
     next_prune: Instant,
     prune_after: Option<Seq>,
     is_first: bool,
+    // Whether a search for lost ids has begun that looked farther back.
+    has_looked_deep: bool,
     // Whether Redis was away at the last tick.
     was_away: bool,
 }
@@ -127,6 +129,7 @@ impl Scheduler {
             next_prune: now + PRUNE_FIRST.mul_f64(0.5 + random::unit() / 2.0),
             prune_after: None,
             is_first: true,
+            has_looked_deep: false,
             was_away: false,
         }
     }
@@ -141,10 +144,11 @@ impl Scheduler {
         let expired = lifecycle.expire(|job| self.verdict_on(job));
         Metrics::add(&self.metrics.expired, *expired.as_ref().unwrap_or(&0));
         let taken_over = lifecycle.take_over_from_dead();
-        let recalled = lifecycle.recall_lost(self.is_first);
+        let recalled = lifecycle.recall_lost(!self.has_looked_deep);
+        self.has_looked_deep |= *recalled.as_ref().unwrap_or(&false);
         let regular = lifecycle.regularise();
         // Whatever went wrong before: what is due and well is to run.
-        lifecycle.dispatch().and(expired.map(drop)).and(taken_over).and(recalled).and(regular)
+        lifecycle.dispatch().and(expired.map(drop)).and(taken_over).and(recalled.map(drop)).and(regular)
     }
 
     /// A tick, and when the next is to be. One that failed holds up nothing else.
