@@ -13,18 +13,14 @@ const PROMOTED_BATCH: usize = 100;
 const PROMOTED_BATCHES_MAX: usize = 10;
 
 impl Lifecycle {
-    /// Makes regular what plain SQL inserted, and gives up what cannot be run.
+    /// Makes regular what plain SQL inserted, and gives up what cannot be run: some of it. Returns whether more may wait.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn regularise(&self) -> Result<(), StoreError> {
-        loop {
-            let odd = self.store.regularise()?;
-            self.bury_odd(&odd)?;
-            if odd.len() < BATCH_MAX {
-                return Ok(());
-            }
-        }
+    pub fn regularise(&self) -> Result<bool, StoreError> {
+        let found = self.store.regularise()?;
+        self.bury_odd(&found.odd)?;
+        Ok(found.is_more)
     }
 
     /// Gives up jobs that cannot be run. One that cannot be given up keeps no other from it.

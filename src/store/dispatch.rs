@@ -40,23 +40,34 @@ pub struct Dispatched {
     pub seen: usize,
 }
 
-/// Batches that one call makes regular at most; the rest follows with the next tick.
-const REGULARISE_STEPS_MAX: usize = 100;
+/// What one call of [`Store::regularise`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Irregular {
+    /// To be given up by [`Store::bury_odd`].
+    pub odd: Vec<OddRow>,
+    /// Whether more may wait.
+    pub is_more: bool,
+}
+
+/// Batches that one call makes regular at most, so that dispatch is never held up for long.
+const REGULARISE_STEPS_MAX: usize = 10;
+/// Rows that are given up in one transaction.
+const BURIED_TOGETHER: usize = 100;
 
 impl Store {
     /// Makes lanes regular that plain SQL wrote in other letters, and finds jobs of no known lane, up to [`BATCH_MAX`].
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn regularise(&self) -> Result<Vec<OddRow>, StoreError> {
+    pub fn regularise(&self) -> Result<Irregular, StoreError> {
         for _ in 0..REGULARISE_STEPS_MAX {
             let (mendable, odd) = self.odd_lanes()?;
             if mendable == 0 {
-                return Ok(odd);
+                return Ok(Irregular { is_more: odd.len() == BATCH_MAX, odd });
             }
             self.write_one(|session| session.execute("regularise", &[]))?;
         }
-        Ok(Vec::new())
+        Ok(Irregular { odd: Vec::new(), is_more: true })
     }
 
     /// How many of the jobs in no lane have only written its name otherwise, and the rest.
@@ -152,7 +163,8 @@ impl Store {
     /// # Errors
     /// As every call of the store.
     pub fn bury_odd(&self, odd: &[OddRow]) -> Result<(), StoreError> {
-        odd.iter().try_for_each(|row| self.write(|session| bury(session, row)))
+        odd.chunks(BURIED_TOGETHER)
+            .try_for_each(|rows| self.write(|session| rows.iter().try_for_each(|row| bury(session, row))))
     }
 
     /// Which of `seqs` (up to [`BATCH_MAX`]) wait for a worker; with each, whether it has for longer than `time`.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use claim::Claim;
 pub use dialect::Dialect;
-pub use dispatch::{Dispatched, Due, OddRow};
+pub use dispatch::{Dispatched, Due, Irregular, OddRow};
 pub use error::StoreError;
 pub use lease::{Beat, Expired};
 pub use migrate::Migrated;

@@ -139,7 +139,8 @@ impl Scheduler {
         self.lifecycle.policy().lanes_are_shared || self.is_first
     }
 
-    fn tick(&mut self) -> Result<(), StoreError> {
+    /// Returns whether plain SQL has left more to make regular than one tick does.
+    fn tick(&mut self) -> Result<bool, StoreError> {
         let lifecycle = &self.lifecycle;
         let expired = lifecycle.expire(|job| self.verdict_on(job));
         Metrics::add(&self.metrics.expired, *expired.as_ref().unwrap_or(&0));
@@ -148,17 +149,19 @@ impl Scheduler {
         self.has_looked_deep |= *recalled.as_ref().unwrap_or(&false);
         let regular = lifecycle.regularise();
         // Whatever went wrong before: what is due and well is to run.
-        lifecycle.dispatch().and(expired.map(drop)).and(taken_over).and(recalled.map(drop)).and(regular)
+        lifecycle.dispatch().and(expired.map(drop)).and(taken_over).and(recalled.map(drop))?;
+        regular
     }
 
     /// A tick, and when the next is to be. One that failed holds up nothing else.
     fn tick_at(&mut self, now: Instant) -> Result<(), StoreError> {
         self.was_away = self.lifecycle.lanes_are_away();
         let result = self.tick();
-        if result.is_ok() {
+        if let Ok(is_more) = result {
             let is_away = self.lifecycle.lanes_are_away();
             let tick = self.lifecycle.policy().tick;
-            self.next_tick = now + if is_away { tick.min(AWAY_TICK) } else { tick };
+            let pause = if is_away { tick.min(AWAY_TICK) } else { tick };
+            self.next_tick = if is_more { now } else { now + pause };
             self.tick_retry = TICK_RETRY;
             self.is_first = false;
         } else {
@@ -166,7 +169,7 @@ impl Scheduler {
             self.tick_retry = (self.tick_retry * 2).min(TICK_RETRY_MAX);
             self.next_tick = self.no_tick_before;
         }
-        result
+        result.map(drop)
     }
 
     /// When leases that ran out are to be ended.

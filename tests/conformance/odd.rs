@@ -220,6 +220,27 @@ fn counts_out_of_range_are_stored_as_far_as_they_go() {
 }
 
 #[test]
+fn what_is_odd_is_given_up_a_batch_at_a_time() {
+    on_every_fresh(|fresh| {
+        let rows = vec!["('x', '{}', 'nowhere')"; 500].join(", ");
+        let sql = format!("INSERT INTO Jobs (Type, Payload, Priority) VALUES {rows}");
+        execute_all(&fresh.connection_string, &[&sql, &sql, &sql]);
+        let mut seen = Vec::new();
+        loop {
+            let found = fresh.store.regularise().expect("regular");
+            fresh.store.bury_odd(&found.odd).expect("buried");
+            seen.push(found.odd.len());
+            if !found.is_more {
+                break;
+            }
+        }
+
+        assert_eq!(seen, [1_000, 500]);
+        assert_eq!((count(fresh, "failed"), reasons(&fresh.store).len()), (1_500, 100), "a page of them");
+    });
+}
+
+#[test]
 fn a_listing_shows_what_can_be_read_of_a_row() {
     let fresh = TestStore::new(Dialect::Sqlite);
     fresh.store.migrate().expect("migrated");
