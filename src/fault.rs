@@ -7,14 +7,17 @@
 //! | name | crash window |
 //! |---|---|
 //! | `submit.committed` | after the commit of an INSERT, before the push of its ids |
+//! | `submit_once.committed` | the same, of a call with an idempotency key |
 //! | `claim.popped` | after ids were popped, before they are claimed |
 //! | `claim.claimed` | after a claim, before its jobs are in a channel |
-//! | `worker.begun` | in a worker, before the handler |
+//! | `worker.begun` | in a worker, after a job was begun, before its handler |
 //! | `worker.done` | in a worker, after the handler, before its outcome |
 //! | `finish.in_transaction` | inside the transaction of outcomes, before its commit |
 //! | `finish.committed` | after the commit of outcomes, before anything is done about them |
 //! | `tick.dispatched` | inside a tick, after jobs were marked as dispatched, before their ids are pushed or kept |
 //! | `timers.due` | after ids left the timer heap, before their push |
+//! | `epoch.begun` | after Redis was found to have lost its data and the new epoch was begun, before anything is dispatched again |
+//! | `expire.in_transaction` | inside the transaction that ends leases that ran out, before its commit |
 //! | `migrate.applied` | inside the transaction of a migration, before its commit |
 
 /// One of the places in the list above.

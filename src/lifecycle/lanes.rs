@@ -167,6 +167,7 @@ impl Lifecycle {
                         "Redis holds no lanes of ours: it is new, or has lost its data; what was dispatched is dispatched again"
                     );
                 }
+                fault_point!("epoch.begun");
                 self.recall_all()?;
                 lock(&self.new_epoch).take_if(|name| *name == begun);
                 Ok(true)

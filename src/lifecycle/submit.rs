@@ -84,6 +84,7 @@ impl Lifecycle {
         let horizon = self.horizon();
         match self.noting(self.store.submit_once(jobs, idempotency, self.policy.replica, horizon))? {
             Submitted::Now(results) => {
+                fault_point!("submit_once.committed");
                 Ok(SubmitResult { results: self.hand_on(jobs, results, horizon), replayed: false })
             }
             Submitted::Before(results) => Ok(SubmitResult { results: self.as_they_are_now(results)?, replayed: true }),

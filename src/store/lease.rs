@@ -151,6 +151,7 @@ impl Store {
                 running.odd.iter().try_for_each(|row| bury(session, row))?;
                 taken.extend(running.expired);
             }
+            crate::fault::fault_point!("expire.in_transaction");
             Ok(Some(taken))
         })
     }

@@ -143,6 +143,14 @@ impl<'a> Client<'a> {
         got
     }
 
+    /// [`Client::submit`] under an idempotency key.
+    pub(crate) fn submit_under(&mut self, to: &str, jobs: &[Value], key: &str) -> Got {
+        self.ledger.say(Said::Submits { marks: jobs.iter().map(mark_of).collect() });
+        let got = self.post(to, "/enqueue", &json!(jobs), Some(key));
+        self.note(jobs, &got);
+        got
+    }
+
     /// Under an idempotency key, again and again until there is an answer, at one replica after the other.
     fn submit_once(&mut self, address: &dyn Fn(&mut Random) -> String) {
         let jobs = [self.any_job(), self.any_job()];

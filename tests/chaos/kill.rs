@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trilane::store::Dialect;
 
 use super::checker::history::{Deed, Said};
 use super::checker::judge::Run;
 use super::client::{Client, Got, mark_of};
-use super::plan::POINTS;
+use super::plan::{POINTS, POINTS_OF_REPAIRS};
 use super::scene::{RECOVERED, Scene};
 use super::trilane::wait_until;
 
@@ -38,7 +38,9 @@ enum Left {
 
 fn left(point: &str) -> Left {
     match point {
-        "submit.committed" | "claim.popped" | "tick.dispatched" | "timers.due" => Left::Dispatched,
+        "submit.committed" | "submit_once.committed" | "claim.popped" | "tick.dispatched" | "timers.due" => {
+            Left::Dispatched
+        }
         "finish.committed" => Left::Stored,
         _ => Left::Running,
     }
@@ -48,7 +50,7 @@ fn left(point: &str) -> Left {
 pub(crate) fn cases() -> Vec<(String, Box<dyn FnOnce() + Send>)> {
     let mut cases: Vec<(String, Box<dyn FnOnce() + Send>)> = Vec::new();
     for dialect in super::scene::dialects() {
-        for point in POINTS {
+        for point in POINTS.into_iter().filter(|point| !POINTS_OF_REPAIRS.contains(point)) {
             let name = |then| {
                 format!("kill::at_{}_on_{}_then_{then}", point.replace('.', "_"), dialect.as_str().to_lowercase())
             };
@@ -71,10 +73,10 @@ fn killed_at(point: &'static str, dialect: Dialect, then: Then) {
 
     let to = victim.address().to_owned();
     let mut client = Client::new(&scene.ledger, 1);
-    let mut calls = 0;
+    let (mut calls, mut unanswered) = (0, None);
     while victim.exit_code().is_none() {
         assert!(calls < CALLS_MAX, "{point} was never passed");
-        ask(&scene, &mut client, &to, calls);
+        unanswered = ask(&scene, &mut client, &to, calls).or(unanswered);
         calls += 1;
     }
 
@@ -101,6 +103,14 @@ fn killed_at(point: &'static str, dialect: Dialect, then: Then) {
     let next = other.unwrap_or_else(|| scene.start());
     let late = client.submit(next.address(), &[scene.ledger.job("quick")]);
     assert!(matches!(late, Got::Answer(200, _)));
+    if point == "submit_once.committed" {
+        let (jobs, key) = unanswered.expect("the call that was cut");
+        let again = client.submit_under(next.address(), &jobs, &key);
+        assert!(
+            matches!(again, Got::Answer(200, _)),
+            "who asks again under its key is told what the first call stored"
+        );
+    }
 
     scene.settle();
     let verdict = scene.check(Run::default());
@@ -132,9 +142,10 @@ fn replica_id(scene: &Scene, count: i64) -> i64 {
     scene.site.number("select Id from Replicas where StartedAt = (select max(StartedAt) from Replicas)")
 }
 
-/// One call: jobs for at once and for later, some that fail at first, and a row by plain SQL.
-fn ask(scene: &Scene, client: &mut Client<'_>, to: &str, number: usize) {
-    match number % 5 {
+/// One call: jobs for at once and for later, some that fail at first, some under an idempotency key, and a row by plain SQL. Returns the
+/// jobs and the key of a call that got no answer.
+fn ask(scene: &Scene, client: &mut Client<'_>, to: &str, number: usize) -> Option<(Vec<Value>, String)> {
+    match number % 6 {
         0 => insert(scene),
         1 => {
             let mut job = scene.ledger.job("quick");
@@ -142,8 +153,15 @@ fn ask(scene: &Scene, client: &mut Client<'_>, to: &str, number: usize) {
             client.submit(to, &[job]);
         }
         2 => drop(client.submit(to, &[scene.ledger.job("late")])),
+        3 => {
+            let jobs = vec![scene.ledger.job("quick"), scene.ledger.job("quick")];
+            let key = format!("call-{number}");
+            let got = client.submit_under(to, &jobs, &key);
+            return matches!(got, Got::Unknown(_)).then_some((jobs, key));
+        }
         _ => drop(client.submit(to, &[scene.ledger.job("quick")])),
     }
+    None
 }
 
 fn insert(scene: &Scene) {

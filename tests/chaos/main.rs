@@ -22,6 +22,7 @@ mod ledger;
 mod plan;
 mod postgres;
 mod random;
+mod repair;
 mod scene;
 mod stopping;
 mod storm;
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         trial("killer::a_job_that_kills_its_worker_on_postgresql_ends_as_a_dead_letter", killer::on_postgres),
         trial("killer::a_job_that_kills_its_worker_on_sqlite_ends_as_a_dead_letter", killer::on_sqlite),
     ]);
-    trials.extend(kill::cases().into_iter().map(|(name, test)| trial(&name, test)));
+    trials.extend(kill::cases().into_iter().chain(repair::cases()).map(|(name, test)| trial(&name, test)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

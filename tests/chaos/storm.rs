@@ -230,7 +230,7 @@ fn heal(fleet: &Fleet) {
     }
 }
 
-fn flush(url: &str) {
+pub(crate) fn flush(url: &str) {
     let client = redis::Client::open(url).expect("a URL");
     let flushed =
         client.get_connection().and_then(|mut connection| redis::cmd("FLUSHALL").query::<()>(&mut connection));
