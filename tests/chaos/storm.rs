@@ -87,20 +87,25 @@ pub(crate) fn on_sql_server() {
     );
 }
 
-/// The long form where `TRILANE_CHAOS_MINUTES` says so.
+/// Says that the storms are to be long, and how long.
+const MINUTES: &str = "TRILANE_CHAOS_MINUTES";
+/// Of the short form, so that `make test` breaks the same things every time.
+const SEED: u64 = 3;
+
 fn length() -> Duration {
-    match std::env::var("TRILANE_CHAOS_MINUTES") {
+    match std::env::var(MINUTES) {
         Ok(minutes) => Duration::from_secs_f64(minutes.parse::<f64>().expect("a number of minutes") * 60.0),
         Err(_) => Duration::from_secs(30),
     }
 }
 
 fn seed() -> u64 {
-    let given = std::env::var("TRILANE_CHAOS_SEED").ok();
-    given.map_or_else(
-        || u64::try_from(now_ms()).expect("after 1970") % 1_000_000,
-        |seed| seed.parse().expect("a number"),
-    )
+/// The one that is given; else that of the short form, or one of the moment for a long one.
+    match std::env::var("TRILANE_CHAOS_SEED") {
+        Ok(seed) => seed.parse().expect("a number"),
+        Err(_) if std::env::var_os(MINUTES).is_none() => SEED,
+        Err(_) => u64::try_from(now_ms()).expect("after 1970") % 1_000_000,
+    }
 }
 
 fn storm(ground: &dyn Fn(&Path) -> Ground, postgres: Option<Postgres>) {
@@ -311,8 +316,7 @@ impl Told {
 impl Drop for Told {
     fn drop(&mut self) {
         eprintln!("chaos on {}: logs of replicas, clients and handlers are kept in {}", self.name, show(&self.folder));
-        let minutes =
-            std::env::var("TRILANE_CHAOS_MINUTES").map(|minutes| format!(" MINUTES={minutes}")).unwrap_or_default();
+        let minutes = std::env::var(MINUTES).map(|minutes| format!(" MINUTES={minutes}")).unwrap_or_default();
         let target = if minutes.is_empty() {
             "test ARGS='--test chaos -- storm'".to_owned()
         } else {
