@@ -66,15 +66,17 @@ fn main() -> ExitCode {
     if std::env::var_os("TRILANE_TEST_MSSQL").is_some() {
         trials.push(trial("storm::on_sql_server_and_redis_no_job_is_lost", storm::on_sql_server));
     }
+    let replaced = if std::env::var_os(stopping::OLD_PROGRAM).is_some() {
+        "stopping::a_rolling_upgrade_from_an_older_version_fails_no_request_and_costs_no_attempt"
+    } else {
+        "stopping::a_rolling_restart_on_every_database_fails_no_request_and_costs_no_attempt"
+    };
     trials.extend([
         trial(
             "stopping::a_rolling_restart_of_five_replicas_fails_no_request_and_costs_no_attempt",
             stopping::a_rolling_restart_of_five_replicas_fails_no_request_and_costs_no_attempt,
         ),
-        trial(
-            "stopping::a_rolling_upgrade_from_the_older_version_fails_no_request_and_costs_no_attempt",
-            stopping::a_rolling_upgrade_from_the_older_version_fails_no_request_and_costs_no_attempt,
-        ),
+        trial(replaced, stopping::one_after_the_other_on_every_database_fails_no_request_and_costs_no_attempt),
         trial("stopping::a_schema_of_a_newer_version_is_refused", stopping::a_schema_of_a_newer_version_is_refused),
         trial(
             "unconfirmed::a_call_whose_commit_was_cut_is_not_told_that_nothing_was_stored",

@@ -1,5 +1,5 @@
-//! Replicas that are stopped in order, under load: nothing is lost, repeated or refused, and no attempt used up. And an upgrade: replicas of
-//! another version on the same schema.
+//! Replicas that are stopped in order, under load: nothing is lost, repeated or refused, and no attempt used up. And an upgrade, where
+//! an older program is given (`make chaos OLD=…`).
 
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
@@ -34,9 +34,11 @@ pub(crate) fn a_rolling_restart_of_five_replicas_fails_no_request_and_costs_no_a
     assert!(counts.completed > 50, "under load: {counts:?}");
 }
 
-/// The older version is the program that `TRILANE_TEST_OLD_BINARY` names; without it, this one.
-pub(crate) fn a_rolling_upgrade_from_the_older_version_fails_no_request_and_costs_no_attempt() {
-    let old = |settings: Settings| match std::env::var("TRILANE_TEST_OLD_BINARY") {
+/// Names the program of an older version. Without it nothing is upgraded: replicas of this version replace each other.
+pub(crate) const OLD_PROGRAM: &str = "TRILANE_TEST_OLD_BINARY";
+
+pub(crate) fn one_after_the_other_on_every_database_fails_no_request_and_costs_no_attempt() {
+    let old = |settings: Settings| match std::env::var(OLD_PROGRAM) {
         Ok(program) => settings.with(PROGRAM, program),
         Err(_) => settings,
     };
