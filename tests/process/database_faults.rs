@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::faults::{Calls, Cost, outages, pause, under_load};
+use super::faults::{Calls, Cost, GIVES_WAY, outages, pause, under_load};
 use super::postgres_server::{PostgresServer, USER};
 use super::site::Site;
 use super::stores;
@@ -29,8 +29,7 @@ pub(super) fn quick() -> Value {
 
 pub(super) fn settings(site: &Site) -> Settings {
     let settings = site.settings().with("TRILANE_HANDLERS", site.counting_handlers("gate"));
-    let settings = settings.with("TRILANE_LEASE_SECONDS", 120).with("TRILANE_DB_WAIT_SECONDS", 1);
-    settings.with("TRILANE_SUBMIT_WAIT_SECONDS", SUBMIT_WAIT.as_secs())
+    settings.with("TRILANE_DB_WAIT_SECONDS", 1).with("TRILANE_SUBMIT_WAIT_SECONDS", SUBMIT_WAIT.as_secs())
 }
 
 fn taken(calls: &Mutex<Calls>) -> usize {
@@ -208,6 +207,7 @@ fn a_foreign_transaction_that_holds_the_table_is_waited_for_within_limits() {
         wait_until(SOON, "calls are refused", || calls.lock().expect("no panic").refused > 0);
         site.open_gate("gate");
         thread::sleep(pause());
+        wait_until(NOTICED, "statements end before they have the lock", || process.has_logged(GIVES_WAY));
         assert_eq!((process.get("/healthz").status, process.get("/readyz").status), (200, 200));
         assert!(process.has_logged("calls are declined"), "who looks into the log sees why");
         cost.assert_little();

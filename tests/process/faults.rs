@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::SetOnDrop;
 use super::trilane::{Trilane, text};
 
+/// Logged by a thread whose statement ended for it did not get a lock.
+pub(crate) const GIVES_WAY: &str = "gives way and tries again";
+
 /// The length of a fault that is told to last: short in `make test`, as long as the variable says elsewhere.
 pub(crate) fn pause() -> Duration {
     let seconds = std::env::var("TRILANE_TEST_PAUSE_SECONDS").ok().map(|text| text.parse().expect("a number"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::faults::{Cost, outages, pause, under_load};
+use super::faults::{Cost, GIVES_WAY, outages, pause, under_load};
 use super::site::Site;
 use super::stores;
 use super::trilane::{SOON, Settings, Trilane, wait_until};
@@ -24,7 +24,7 @@ fn quick() -> Value {
 
 fn settings(site: &Site) -> Settings {
     let settings = site.settings().with("TRILANE_HANDLERS", site.counting_handlers("gate"));
-    settings.with("TRILANE_LEASE_SECONDS", 120).with("TRILANE_SUBMIT_WAIT_SECONDS", SUBMIT_WAIT.as_secs())
+    settings.with("TRILANE_SUBMIT_WAIT_SECONDS", SUBMIT_WAIT.as_secs())
 }
 
 /// A job whose command runs until the gate is opened.
@@ -127,7 +127,10 @@ fn a_full_disk_costs_no_job() {
 #[test]
 fn a_file_that_another_program_holds_is_waited_for_within_limits() {
     let site = Site::sqlite();
-    let process = site.start(&settings(&site));
+    // So that statements end without the lock while it is held.
+    let connection_string = site.connection_string().replace("Timeout=10000;", "Timeout=2000;");
+    assert!(connection_string.contains("Timeout=2000;"), "{connection_string}");
+    let process = site.start(&settings(&site).with("DB_CONNECTION", connection_string));
     let gate = begin_one(&site, &process);
     let foreign = stores::connect(site.connection_string());
 
@@ -138,6 +141,7 @@ fn a_file_that_another_program_holds_is_waited_for_within_limits() {
         wait_until(SOON, "calls are refused", || calls.lock().expect("no panic").refused > 0);
         site.open_gate("gate");
         thread::sleep(pause());
+        wait_until(SOON, "statements end before they have the lock", || process.has_logged(GIVES_WAY));
         assert_eq!((process.get("/healthz").status, process.get("/readyz").status), (200, 200));
         cost.assert_little();
         foreign.execute("rollback", (), None).map(drop).expect("it is given up");
