@@ -41,7 +41,7 @@ use self::world::World;
 const SEEDS: u64 = 2_000;
 /// A slow machine makes fewer, but not less than these.
 const SECONDS_MAX: u64 = 25;
-const SEEDS_MIN: u64 = 200;
+const SEEDS_MIN: u64 = 1_000;
 const STEPS: usize = 70;
 
 /// What runs did, to see that they did something.
