@@ -29,10 +29,9 @@ test: ## runs every test, on a PostgreSQL and a Redis of its own; ARGS="--test h
 	@tests/support/packages.sh test
 	tests/support/services.sh cargo test --features failpoints $(LOCKED) $(ARGS)
 
-chaos: ## MINUTES=10 of random faults for each database, then a table of what became of the jobs; SEED=… repeats them
+chaos: ## MINUTES=10 of random faults for each database, then all others; tables at the end; SEED=… repeats, OLD=<commit> is upgraded
 	@tests/support/packages.sh test
-	TRILANE_CHAOS_MINUTES=$(or $(MINUTES),10) $(if $(SEED),TRILANE_CHAOS_SEED=$(SEED)) tests/support/services.sh \
-	  cargo test --features failpoints $(LOCKED) --test chaos -- storm --nocapture --test-threads 1
+	MINUTES="$(MINUTES)" SEED="$(SEED)" OLD="$(OLD)" tests/support/services.sh tests/support/chaos.sh cargo test --features failpoints $(LOCKED)
 
 fuzz: ## feeds what is read from outside with anything, each target for SECONDS=60; what crashed is below fuzz/artifacts
 	@tests/support/packages.sh build

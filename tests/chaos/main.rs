@@ -2,7 +2,7 @@
 //! checker judges what is left.
 //!
 //! The tests mostly wait, so more of them run side by side than there are cores (`TESTS_AT_ONCE`). `make chaos MINUTES=10` runs the
-//! storms alone, in their long form.
+//! storms in their long form, and then the others.
 
 #![expect(
     clippy::panic,

@@ -1,6 +1,7 @@
 //! A run under random faults: clients ask, a plan breaks one thing after the other, all is mended, and the checker judges.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -99,8 +100,8 @@ fn length() -> Duration {
     }
 }
 
-fn seed() -> u64 {
 /// The one that is given; else that of the short form, or one of the moment for a long one.
+fn seed() -> u64 {
     match std::env::var("TRILANE_CHAOS_SEED") {
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) if std::env::var_os(MINUTES).is_none() => SEED,
@@ -164,7 +165,7 @@ fn storm(ground: &dyn Fn(&Path) -> Ground, postgres: Option<Postgres>) {
 
     let history = ledger.history(&ground.connection_string);
     let verdict = judge(&history, Run::default());
-    println!("{}", table(&ground, seed, &faults, &verdict.counts, &history, asked_for, ended_after));
+    show_table(&table(&ground, seed, &faults, &verdict.counts, &history, asked_for, ended_after));
     surprises.truncate(SURPRISES_SHOWN);
     let is_sound = verdict.violations.is_empty() && surprises.is_empty() && errors.is_empty();
     assert!(is_sound, "broken: {}\nsurprises: {surprises:#?}\nerrors: {errors:#?}", listed(&verdict.violations));
@@ -296,6 +297,15 @@ fn table(
     );
     let lines = rows.iter().map(|(name, value)| format!("  {name:<40} {value:>16}"));
     format!("\n{}\n", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// At once, and in the file that `TRILANE_CHAOS_TABLES` names, to be shown again when all is over.
+fn show_table(table: &str) {
+    println!("{table}");
+    if let Some(path) = std::env::var_os("TRILANE_CHAOS_TABLES") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(table.as_bytes())).expect("the table is kept");
+    }
 }
 
 /// Takes the folder away when the run was well; else says where it is, and how to repeat the run.
