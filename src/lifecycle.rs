@@ -61,7 +61,8 @@ pub struct Lifecycle {
     policy: Policy,
     timers: Timers,
     lanes_outage: Outage,
-    // What the keeper has seen and the scheduler is to see to.
+    // When the keeper has last reached the database by a beat; what it has seen there, for the scheduler to see to.
+    beaten: Mutex<Instant>,
     leases_expired: AtomicBool,
     replicas_dead: AtomicBool,
     // After an outage of the database, the replicas that held on get one lease to renew and to store their outcomes.
@@ -84,6 +85,7 @@ impl Lifecycle {
             // The database may have been away until just now.
             no_expiry_before: Mutex::new(Instant::now() + policy.lease),
             expiry_deferred: Mutex::new(None),
+            beaten: Mutex::new(Instant::now()),
             store: store.into(),
             lanes: lanes.into(),
             policy,

@@ -14,6 +14,10 @@ const LOST_GRACE: Duration = Duration::from_secs(10);
 const LOOK_MARGIN: Duration = Duration::from_secs(1);
 /// Pages that one round of the scheduler searches for lost ids; the rest follows in the next, so that dispatch is never held up for long.
 const SWEPT_PAGES_MAX: usize = 10;
+/// What a beat has seen is acted upon for so long: the database may have stood still since, and then no replica could renew its leases.
+const BEAT_FRESH: Duration = Duration::from_secs(5);
+/// A call of the keeper that ends so much later than it was due tells that the database, or this process, has stood still.
+const LATE: Duration = Duration::from_secs(5);
 /// After an outage the replicas that held on have reached the database again within this time.
 const RECONNECT_MAX: Duration = Duration::from_secs(15);
 
@@ -121,15 +125,34 @@ impl Lifecycle {
         self.sweep_pages(&mut sweeps, usize::MAX)
     }
 
-    /// Shows this replica as alive. Returns whether the scheduler has something to see to.
+    /// Shows this replica as alive; `due` is when that was to be done. Returns whether the scheduler has something to see to.
     ///
     /// # Errors
     /// As every call of the store.
-    pub fn beat(&self, holds: usize) -> Result<bool, StoreError> {
+    pub fn beat(&self, holds: usize, due: Instant) -> Result<bool, StoreError> {
         let beat = self.store.beat(self.policy.replica, &self.policy.replica_name, holds, REPLICA_DEAD_AFTER)?;
-        self.leases_expired.fetch_or(beat.leases_expired, Ordering::AcqRel);
+        self.was_due(due);
+        *lock(&self.beaten) = Instant::now();
+        self.leases_expired.store(beat.leases_expired, Ordering::Release);
         self.replicas_dead.fetch_or(beat.replicas_dead, Ordering::AcqRel);
         Ok(beat.leases_expired || beat.replicas_dead)
+    }
+
+    /// Whether the scheduler waits for a beat before it ends leases.
+    pub fn wants_beat(&self) -> bool {
+        let is_time = Instant::now() >= *lock(&self.no_expiry_before);
+        is_time && self.leases_expired.load(Ordering::Acquire) && !self.is_beat_fresh()
+    }
+
+    fn is_beat_fresh(&self) -> bool {
+        lock(&self.beaten).elapsed() < BEAT_FRESH
+    }
+
+    /// A call of the keeper has ended that was due at `due`. A late one counts as the end of an outage.
+    pub fn was_due(&self, due: Instant) {
+        if due.elapsed() > LATE {
+            self.defer_expiry();
+        }
     }
 
     /// The database is back after an outage: for the length of one lease no lease is ended, for their replicas could not renew them either.
@@ -163,9 +186,10 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// When [`Lifecycle::expire`] has something to do, as far as is known.
+    /// When [`Lifecycle::expire`] has something to do, as far as is known; the next beat may know more.
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.leases_expired.load(Ordering::Acquire).then(|| *lock(&self.no_expiry_before))
+        let is_known = self.leases_expired.load(Ordering::Acquire) && self.is_beat_fresh();
+        is_known.then(|| *lock(&self.no_expiry_before))
     }
 
     /// Ends leases that ran out, where a beat has seen one (or this replica has just started); their jobs count one failed attempt, by `verdict`. What retries is dispatched by the next tick.
@@ -174,7 +198,7 @@ impl Lifecycle {
     /// As every call of the store.
     pub fn expire(&self, verdict: impl Fn(&Expired) -> Verdict) -> Result<usize, StoreError> {
         let mut count = 0;
-        if !self.leases_expired.load(Ordering::Acquire) || Instant::now() < *lock(&self.no_expiry_before) {
+        if self.next_expiry().is_none_or(|at| Instant::now() < at) {
             return Ok(count);
         }
         *lock(&self.expiry_deferred) = None;

@@ -227,3 +227,20 @@ fn outages_that_follow_each_other_do_not_put_off_the_end_of_leases_for_ever() {
     lifecycle.defer_expiry();
     assert!(*lock(&lifecycle.no_expiry_before) >= begun + lease, "another outage");
 }
+
+#[test]
+fn leases_are_not_ended_on_what_a_beat_saw_before_the_database_stood_still() {
+    let fixture = Fixture::new(10, 100);
+    let lifecycle = &fixture.lifecycle;
+    let long_ago = Instant::now().checked_sub(Duration::from_mins(1)).expect("the machine has run for longer");
+    *lock(&lifecycle.no_expiry_before) = long_ago;
+    assert!(lifecycle.next_expiry().is_some() && !lifecycle.wants_beat(), "it looks once at a start");
+
+    *lock(&lifecycle.beaten) = long_ago;
+
+    assert!(lifecycle.next_expiry().is_none() && lifecycle.wants_beat());
+    lifecycle.was_due(Instant::now());
+    assert!(lifecycle.wants_beat(), "that call came in time");
+    lifecycle.was_due(long_ago);
+    assert!(*lock(&lifecycle.no_expiry_before) > Instant::now(), "one lease to renew in");
+}

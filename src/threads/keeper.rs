@@ -79,7 +79,7 @@ impl Keeper {
             // Before the beat, which tells the scheduler of leases that ran out meanwhile.
             self.lifecycle.defer_expiry();
         }
-        let is_work = self.lifecycle.beat(self.held.unsettled().len())?;
+        let is_work = self.lifecycle.beat(self.held.unsettled().len(), self.next_beat)?;
         let was_away = self.database.ends();
         if was_away {
             // What was stored as it went, its answer lost, is too fresh for the tick now to be told from what is on its way.
@@ -99,13 +99,14 @@ impl Duty for Keeper {
         let now = Instant::now();
         if now >= self.next_renewal {
             self.renew()?;
+            self.lifecycle.was_due(self.next_renewal);
             self.next_renewal = now + self.renew_every();
         }
         if now >= self.next_look {
             self.look_for_cancelled()?;
             self.next_look = now + LOOK_EVERY;
         }
-        if now >= self.next_beat || self.database.is_on() {
+        if now >= self.next_beat || self.database.is_on() || self.lifecycle.wants_beat() {
             self.beat()?;
             self.next_beat = now + BEAT_EVERY;
         }
