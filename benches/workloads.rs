@@ -96,6 +96,22 @@ fn submit_all(replica: &Replica, jobs: usize) -> Result<f64, Error> {
     Ok(per_second(jobs, started.elapsed()))
 }
 
+/// Runs clients side by side, each with its number. Returns what they have together.
+fn by_clients<T: Send>(
+    count: usize,
+    client: impl Fn(usize) -> std::io::Result<Vec<T>> + Sync,
+) -> Result<Vec<T>, Error> {
+    let client = &client;
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..count).map(|number| scope.spawn(move || client(number))).collect();
+        let mut all = Vec::new();
+        for client in clients {
+            all.extend(client.join().map_err(|_| "a client panicked")??);
+        }
+        Ok(all)
+    })
+}
+
 /// W2: connections that submit one job a request for some time; workers off.
 pub(crate) fn single(dialect: Dialect, connections: usize, time: Duration) -> Figures {
     let site = Site::new(dialect)?;
@@ -111,27 +127,15 @@ pub(crate) fn single_requests(
 ) -> Figures {
     let deadline = Instant::now() + time;
     let started = Instant::now();
-    let mut latencies: Vec<f64> = thread::scope(|scope| {
-        let clients: Vec<_> = (0..connections)
-            .map(|number| {
-                let connect = &connect;
-                scope.spawn(move || {
-                    let mut connection = connect()?;
-                    let mut latencies = Vec::new();
-                    while Instant::now() < deadline {
-                        let asked = Instant::now();
-                        connection.enqueue(&http::one(number))?;
-                        latencies.push(asked.elapsed().as_secs_f64() * 1_000.0);
-                    }
-                    Ok::<_, std::io::Error>(latencies)
-                })
-            })
-            .collect();
-        let mut all = Vec::new();
-        for client in clients {
-            all.extend(client.join().map_err(|_| "a client panicked")??);
+    let mut latencies = by_clients(connections, |number| {
+        let mut connection = connect()?;
+        let mut latencies = Vec::new();
+        while Instant::now() < deadline {
+            let asked = Instant::now();
+            connection.enqueue(&http::one(number))?;
+            latencies.push(asked.elapsed().as_secs_f64() * 1_000.0);
         }
-        Ok::<_, Error>(all)
+        Ok(latencies)
     })?;
     let rate = per_second(latencies.len(), started.elapsed());
     latencies.sort_by(f64::total_cmp);
@@ -220,32 +224,20 @@ fn flow_at(dialect: Dialect, rate: f64, time: Duration) -> Figures {
     let replica = site.start(&[(MODE, LATENCY)])?;
     let calls_per_second = (rate / as_f64(CALL * SUBMITTERS)).max(1.0);
     let started = Instant::now();
-    let sent = thread::scope(|scope| {
-        let clients: Vec<_> = (0..SUBMITTERS)
-            .map(|number| {
-                let replica = &replica;
-                scope.spawn(move || {
-                    let mut connection = replica.connect()?;
-                    let mut sent = Vec::new();
-                    for call in 0.. {
-                        let due = started + Duration::from_secs_f64(as_f64(call) / calls_per_second);
-                        if due > started + time {
-                            break;
-                        }
-                        thread::sleep(due.saturating_duration_since(Instant::now()));
-                        let first = (call * SUBMITTERS + number) * CALL;
-                        sent.push((first, notes::now_ns()));
-                        connection.enqueue(&http::many(first..first + CALL))?;
-                    }
-                    Ok::<_, std::io::Error>(sent)
-                })
-            })
-            .collect();
-        let mut all = Vec::new();
-        for client in clients {
-            all.extend(client.join().map_err(|_| "a client panicked")??);
+    let sent = by_clients(SUBMITTERS, |number| {
+        let mut connection = replica.connect()?;
+        let mut sent = Vec::new();
+        for call in 0.. {
+            let due = started + Duration::from_secs_f64(as_f64(call) / calls_per_second);
+            if due > started + time {
+                break;
+            }
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let first = (call * SUBMITTERS + number) * CALL;
+            sent.push((first, notes::now_ns()));
+            connection.enqueue(&http::many(first..first + CALL))?;
         }
-        Ok::<_, Error>(all)
+        Ok(sent)
     })?;
     let mut moments = vec![0; sent.len() * CALL];
     for (first, at) in sent {
