@@ -8,6 +8,7 @@ use std::time::Duration;
 use trilane::app::{Service, open_lanes, open_store};
 use trilane::config::{Settings, SettingsError};
 use trilane::handlers::{self, Registry};
+use trilane::store::Store;
 use trilane::threads::signals;
 use trilane::{logging, queue};
 
@@ -105,7 +106,7 @@ fn settings_environment() -> Result<BTreeMap<String, String>, Failure> {
 }
 
 fn migrate(settings: &Settings) -> Outcome {
-    let migrated = open_store(settings)?.migrate()?;
+    let (_, migrated) = open_store(settings, Store::migrate)?;
     let text = if migrated.from == migrated.to {
         format!("the schema is up to date (version {})\n", migrated.to)
     } else {
@@ -137,8 +138,7 @@ fn check(settings: &Settings) -> Outcome {
 fn check_database(settings: &Settings) -> Result<String, String> {
     // A check is for somebody who waits for its answer.
     let settings = Settings { database_startup_wait: Duration::ZERO, ..settings.clone() };
-    let store = open_store(&settings).map_err(|error| error.to_string())?;
-    let version = store.schema_version().map_err(|error| error.to_string())?;
+    let (store, version) = open_store(&settings, Store::schema_version).map_err(|error| error.to_string())?;
     let schema = version
         .map_or("no schema yet, `trilane migrate` makes it".to_owned(), |version| format!("schema version {version}"));
     let advice = store.advice().map_err(|error| error.to_string())?;

@@ -20,15 +20,12 @@ const MEMORY_LANE_SPARE: usize = 100_000;
 
 /// Opens everything that moves jobs.
 pub(super) fn lifecycle(settings: &Settings) -> Result<Lifecycle, StartError> {
-    let store = open_store(settings)?;
-    match settings.migrate {
-        Migrate::Auto => {
-            let migrated = store.migrate()?;
-            if migrated.from != migrated.to {
-                log::info!(from = migrated.from, to = migrated.to; "the schema was migrated");
-            }
-        }
-        Migrate::Off => store.check_schema()?,
+    let (store, migrated) = open_store(settings, |store| match settings.migrate {
+        Migrate::Auto => store.migrate().map(Some),
+        Migrate::Off => store.check_schema().map(|()| None),
+    })?;
+    if let Some(migrated) = migrated.filter(|migrated| migrated.from != migrated.to) {
+        log::info!(from = migrated.from, to = migrated.to; "the schema was migrated");
     }
     let lanes = open_lanes(settings)?;
     let policy = Policy {
@@ -43,11 +40,15 @@ pub(super) fn lifecycle(settings: &Settings) -> Result<Lifecycle, StartError> {
     Ok(Lifecycle::new(store, lanes, policy))
 }
 
-/// Opens the database, and waits for it as long as the settings say.
+/// Opens the database and does with it what is to be done first. Both are tried again as long as the settings say: the database may go
+/// away in between, and another replica may hold the schema for longer than a statement waits.
 ///
 /// # Errors
-/// [`StoreError::Unavailable`] if it does not come in time; other errors at once.
-pub fn open_store(settings: &Settings) -> Result<Store, StoreError> {
+/// The last of what may pass by itself ([`StoreError::is_transient`]) if it does not pass in time; other errors at once.
+pub fn open_store<T>(
+    settings: &Settings,
+    first: impl Fn(&Store) -> Result<T, StoreError>,
+) -> Result<(Store, T), StoreError> {
     let options = Options {
         connection_string: connection_string(&settings.database)?,
         connections_max: settings.database_pool_max,
@@ -56,15 +57,18 @@ pub fn open_store(settings: &Settings) -> Result<Store, StoreError> {
     let deadline = Instant::now() + settings.database_startup_wait;
     let mut is_told = false;
     loop {
-        match Store::open(&options) {
-            Err(error) if error.is_outage() && !left_until(deadline).is_zero() => {
+        let opened = Store::open(&options);
+        let is_open = opened.is_ok();
+        match opened.and_then(|store| first(&store).map(|done| (store, done))) {
+            Err(error) if error.is_transient() && !left_until(deadline).is_zero() => {
                 if !is_told {
                     log::warn!(error:% = error; "the database is not there yet; the start waits for it");
                     is_told = true;
                 }
                 std::thread::sleep(STARTUP_PAUSE.min(left_until(deadline)));
             }
-            result => return result.map_err(|error| name_file(&settings.database, error)),
+            Err(error) if !is_open => return Err(name_file(&settings.database, error)),
+            result => return result,
         }
     }
 }

@@ -31,8 +31,10 @@ impl Store {
             let from = version(session)?.unwrap_or(0);
             refuse_newer(self.dialect, from)?;
             for (number, name, text) in self.dialect.migrations().iter().filter(|(number, _, _)| *number > from) {
-                apply(session, &(*number, *name, *text))
-                    .map_err(|error| StoreError::Corrupt(format!("migration {number:04}_{name} failed: {error}")))?;
+                apply(session, &(*number, *name, *text)).map_err(|error| match error {
+                    error if error.is_transient() => error,
+                    error => StoreError::Corrupt(format!("migration {number:04}_{name} failed: {error}")),
+                })?;
             }
             fault_point!("migrate.applied");
             Ok(Migrated { from, to: version(session)?.unwrap_or(0) })

@@ -191,6 +191,25 @@ fn connections_that_the_server_cuts_under_load_cost_no_job() {
     assert_outages(&process, 2 * CUTS);
 }
 
+/// The connection that makes the schema is cut while it waits for another session that makes it.
+#[test]
+fn a_start_survives_that_its_connection_is_cut() {
+    const CUT: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'";
+    let _machine = load_the_machine();
+    let site = Site::postgres();
+    site.execute("set client_min_messages = error; drop schema public cascade; create schema public");
+    let foreign = transaction(&site);
+    run(&foreign, "select cast(pg_advisory_xact_lock(32777053529009765) as text)").expect("locked");
+
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| site.start(&settings(&site)));
+        wait_until(SOON, "the start waits for the schema", || site.number(CUT) > 0);
+        foreign.rollback().expect("it ends");
+
+        assert_eq!(starting.join().expect("it serves").get("/readyz").status, 200);
+    });
+}
+
 #[test]
 fn a_foreign_transaction_that_holds_the_table_is_waited_for_within_limits() {
     let _machine = load_the_machine();
