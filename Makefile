@@ -11,7 +11,7 @@ LOCKED     := $(if $(CI),--locked)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run build test chaos fuzz lint bench bench-quick install clean
+.PHONY: help run build test chaos fuzz lint bench bench-quick bench-mssql bench-peers install clean
 
 help: ## lists what can be done here
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,18 @@ bench: ## measures a release build on PostgreSQL with Redis, and on SQLite; ARGS
 bench-quick: ## runs every workload once and small, to see that the bench works; measures nothing
 	@tests/support/packages.sh test
 	tests/support/services.sh cargo bench --profile dev --features failpoints --bench trilane $(LOCKED) -- --quick
+
+bench-mssql: ## measures W1 to W4 on the SQL Server of the ODBC connection string in TRILANE_TEST_MSSQL
+	@test -n "$(TRILANE_TEST_MSSQL)" || { echo "bench-mssql: set TRILANE_TEST_MSSQL to an ODBC connection string" >&2; exit 1; }
+	$(MAKE) bench ARGS="--store mssql --only W1 --only W2 --only W3 --only W4 $(ARGS)"
+
+bench-peers: ## measures Trilane beside other systems, by the harness in the folder PEERS; ARGS="trilane-postgres pg-boss" narrows it
+	@test -d "$(PEERS)/lib" || { echo "bench-peers: set PEERS to the folder of the harness (benches/peers.py says which)" >&2; exit 1; }
+	@tests/support/packages.sh test
+	cargo bench --bench trilane --no-run $(LOCKED)
+	TRILANE_BENCH=$$(cargo bench --bench trilane --no-run --message-format=json $(LOCKED) 2>/dev/null | \
+	  sed -n 's/.*"name":"trilane".*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p;s/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p' | tail -1) \
+	  PEERS="$(PEERS)" python3 benches/peers.py $(ARGS)
 
 install: ## installs the program, its systemd unit and its settings file under PREFIX, DESTDIR (after make build)
 	@test -x $(BINARY) || { echo "install: $(BINARY) is missing; run make build first, as yourself" >&2; exit 1; }

@@ -15,6 +15,7 @@ mod bare;
 mod http;
 mod limit;
 mod notes;
+mod peer;
 mod proc;
 mod replica;
 mod report;
@@ -32,6 +33,7 @@ use trilane::store::Dialect;
 
 use crate::bare::BareHttp;
 use crate::http::Connection;
+use crate::limit::per_second;
 use crate::report::{Figure, Report, figure};
 use crate::workloads::{Before, NOTHING};
 
@@ -130,10 +132,11 @@ fn dialect(name: &str) -> Result<Dialect, Error> {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = if arguments.first().is_some_and(|first| first == replica::ARGUMENT) {
-        replica::serve()
-    } else {
-        Plan::parse(&arguments).and_then(|plan| measure(&plan))
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [replica::ARGUMENT] => replica::serve(false),
+        [replica::ARGUMENT, replica::GATED] => replica::serve(true),
+        [peer::ARGUMENT, arguments @ ..] => peer::run(arguments),
+        _ => Plan::parse(&arguments).and_then(|plan| measure(&plan)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -225,8 +228,7 @@ fn with_ratios(mut drain: Vec<Figure>, limit: Vec<Figure>) -> Vec<Figure> {
 fn beside_bare_http(connections: usize, time: Duration, requests: f64) -> Result<Vec<Figure>, Error> {
     let bare = BareHttp::start()?;
     let address = bare.address().ok_or("no address")?;
-    let figures = workloads::single_requests(connections, time, || Connection::open(address))?;
-    let bare = value(&figures, "requests");
+    let bare = per_second(workloads::single_requests(connections, time, || Connection::open(address))?.len(), time);
     Ok(vec![
         figure(format!("{connections} connections, empty answers"), bare, "per second"),
         figure(format!("{connections} connections, requests / empty answers"), requests / bare, ""),

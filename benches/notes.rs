@@ -8,6 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -47,6 +49,13 @@ impl Writer {
     /// Says that this process is set up.
     pub(crate) fn ready(&self) -> io::Result<()> {
         fs::write(self.folder.join(format!("ready.{}", std::process::id())), "")
+    }
+
+    /// Waits until all processes of a comparison may begin.
+    pub(crate) fn wait_for_go(&self) {
+        while !self.folder.join("go").exists() {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A handler's whole work.

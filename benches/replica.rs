@@ -22,13 +22,15 @@ use crate::proc::{Cpu, cpu_of, peak_memory_of};
 
 /// The argument with which this program is such a process.
 pub(crate) const ARGUMENT: &str = "replica";
+/// Further: that it starts once the gate of the notes is open.
+pub(crate) const GATED: &str = "gated";
 const START_WAIT: Duration = Duration::from_mins(1);
 const STOP_WAIT: Duration = Duration::from_secs(30);
 
 type Error = Box<dyn std::error::Error>;
 
 /// Is such a process, with the settings of the environment, until it is told to stop.
-pub(crate) fn serve() -> Result<(), Error> {
+pub(crate) fn serve(is_gated: bool) -> Result<(), Error> {
     let settings = Settings::load()?;
     logging::init(&settings);
     let notes = Arc::new(Writer::from_environment()?);
@@ -39,8 +41,14 @@ pub(crate) fn serve() -> Result<(), Error> {
         Err(error) => Report::permanent(error.to_string()),
     });
     let stop_asked = signals::listen()?;
+    if is_gated {
+        notes.ready()?;
+        notes.wait_for_go();
+    }
     let service = Service::start(&settings, registry)?;
-    notes.ready()?;
+    if !is_gated {
+        notes.ready()?;
+    }
     service.wait(&stop_asked);
     service.stop();
     Ok(())

@@ -1,5 +1,6 @@
 //! The workloads, each on stores of its own, each once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,10 @@ use crate::site::{Counters, Observer, Site};
 type Error = Box<dyn std::error::Error>;
 type Figures = Result<Vec<Figure>, Error>;
 
-const JOBS_PER_CALL: usize = 1_000;
+pub(crate) const JOBS_PER_CALL: usize = 1_000;
 /// Connections of a client that submits as fast as it can.
 const SUBMITTERS: usize = 4;
-const API: (&str, &str) = ("TRILANE_ROLE", "api");
+pub(crate) const API: (&str, &str) = ("TRILANE_ROLE", "api");
 
 /// What comes before the workers start, in a workload that drains.
 pub(crate) struct Before {
@@ -75,23 +76,14 @@ pub(crate) fn limit(dialect: Dialect, jobs: usize) -> Figures {
     Ok(vec![figure("limit of enqueue", limit.insert, "jobs/s"), figure("limit of drain", limit.drain, "jobs/s")])
 }
 
-fn submit_all(replica: &Replica, jobs: usize) -> Result<f64, Error> {
+/// Submits jobs in batches, by several clients. Returns how many a second.
+pub(crate) fn submit_all(replica: &Replica, jobs: usize) -> Result<f64, Error> {
     let calls: Vec<String> =
         (0..jobs).step_by(JOBS_PER_CALL).map(|from| http::many(from..jobs.min(from + JOBS_PER_CALL))).collect();
     let started = Instant::now();
-    thread::scope(|scope| {
-        let submitters: Vec<_> = (0..SUBMITTERS)
-            .map(|number| {
-                let calls = calls.iter().skip(number).step_by(SUBMITTERS);
-                scope.spawn(move || {
-                    let mut connection = replica.connect()?;
-                    calls.into_iter().try_for_each(|body| connection.enqueue(body))
-                })
-            })
-            .collect();
-        submitters
-            .into_iter()
-            .try_for_each(|submitter| submitter.join().map_err(|_| "a client panicked")?.map_err(Error::from))
+    by_clients(SUBMITTERS, |number| {
+        let mut connection = replica.connect()?;
+        calls.iter().skip(number).step_by(SUBMITTERS).map(|body| connection.enqueue(body)).collect()
     })?;
     Ok(per_second(jobs, started.elapsed()))
 }
@@ -116,17 +108,22 @@ fn by_clients<T: Send>(
 pub(crate) fn single(dialect: Dialect, connections: usize, time: Duration) -> Figures {
     let site = Site::new(dialect)?;
     let replica = site.start(&[API])?;
-    single_requests(connections, time, || replica.connect())
+    let latencies = single_requests(connections, time, || replica.connect())?;
+    let named = |name: &str| format!("{connections} connections, {name}");
+    Ok(vec![
+        figure(named("requests"), per_second(latencies.len(), time), "per second"),
+        figure(named("p50"), quantile(&latencies, 0.5), "ms"),
+        figure(named("p99"), quantile(&latencies, 0.99), "ms"),
+    ])
 }
 
-/// The requests of W2 to whatever answers them.
+/// The requests of W2 to whatever answers them. Returns how long each took, in milliseconds, sorted.
 pub(crate) fn single_requests(
     connections: usize,
     time: Duration,
     connect: impl Fn() -> std::io::Result<Connection> + Sync,
-) -> Figures {
+) -> Result<Vec<f64>, Error> {
     let deadline = Instant::now() + time;
-    let started = Instant::now();
     let mut latencies = by_clients(connections, |number| {
         let mut connection = connect()?;
         let mut latencies = Vec::new();
@@ -137,22 +134,23 @@ pub(crate) fn single_requests(
         }
         Ok(latencies)
     })?;
-    let rate = per_second(latencies.len(), started.elapsed());
     latencies.sort_by(f64::total_cmp);
-    let named = |name: &str| format!("{connections} connections, {name}");
-    Ok(vec![
-        figure(named("requests"), rate, "per second"),
-        figure(named("p50"), quantile(&latencies, 0.5), "ms"),
-        figure(named("p99"), quantile(&latencies, 0.99), "ms"),
-    ])
+    Ok(latencies)
 }
 
 /// W3: single jobs at a steady pace to idle workers: from just before the request to the handler's start.
 pub(crate) fn latency(dialect: Dialect, rate: usize, time: Duration, warm_up: Duration) -> Figures {
     let site = Site::new(dialect)?;
     let replica = site.start(&[(MODE, LATENCY)])?;
-    let mut connection = replica.connect()?;
-    let jobs = count_in(rate, warm_up + time);
+    let sent = paced_requests(&mut replica.connect()?, rate, warm_up + time)?;
+    let latencies = latencies(&site, &sent, count_in(rate, warm_up))?;
+    complain(std::slice::from_ref(&replica));
+    Ok(spread("submission to start", &latencies))
+}
+
+/// Single jobs at a steady pace. Returns the moment before each.
+pub(crate) fn paced_requests(connection: &mut Connection, rate: usize, time: Duration) -> std::io::Result<Vec<i64>> {
+    let jobs = count_in(rate, time);
     let mut sent = Vec::with_capacity(jobs);
     let started = Instant::now();
     for n in 0..jobs {
@@ -160,9 +158,7 @@ pub(crate) fn latency(dialect: Dialect, rate: usize, time: Duration, warm_up: Du
         sent.push(notes::now_ns());
         connection.enqueue(&http::one(n))?;
     }
-    let latencies = latencies(&site, &sent, count_in(rate, warm_up))?;
-    complain(std::slice::from_ref(&replica));
-    Ok(spread("submission to start", &latencies))
+    Ok(sent)
 }
 
 /// W4: submitting and running together, at full speed for `time`; then at half of that rate.
@@ -175,30 +171,20 @@ pub(crate) fn flow(dialect: Dialect, time: Duration) -> Figures {
     let before = observer.counters()?;
     let replica = site.start(&[])?;
     let body = http::many(0..CALL);
-    let submitted = std::sync::atomic::AtomicU64::new(0);
+    let submitted = AtomicU64::new(0);
     let started = Instant::now();
     let deadline = started + time;
-    thread::scope(|scope| {
-        let clients: Vec<_> = (0..SUBMITTERS)
-            .map(|_| {
-                let (replica, body, submitted, site) = (&replica, &body, &submitted, &site);
-                scope.spawn(move || {
-                    let mut connection = replica.connect()?;
-                    while Instant::now() < deadline {
-                        if submitted.load(std::sync::atomic::Ordering::Relaxed)
-                            > notes::count(site.folder()) + OUTSTANDING_MAX
-                        {
-                            thread::sleep(Duration::from_millis(1));
-                            continue;
-                        }
-                        connection.enqueue(body)?;
-                        submitted.fetch_add(CALL as u64, std::sync::atomic::Ordering::Relaxed);
-                    }
-                    Ok::<_, std::io::Error>(())
-                })
-            })
-            .collect();
-        clients.into_iter().try_for_each(|client| client.join().map_err(|_| "a client panicked")?.map_err(Error::from))
+    by_clients(SUBMITTERS, |_| {
+        let mut connection = replica.connect()?;
+        while Instant::now() < deadline {
+            if submitted.load(Ordering::Relaxed) > notes::count(site.folder()) + OUTSTANDING_MAX {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            connection.enqueue(&body)?;
+            submitted.fetch_add(CALL as u64, Ordering::Relaxed);
+        }
+        Ok(Vec::<()>::new())
     })?;
     let jobs = usize::try_from(submitted.into_inner())?;
     observer.wait_until_completed(site.folder(), jobs)?;
