@@ -437,6 +437,20 @@ CROSS APPLY (SELECT CASE WHEN f.bury = 0 AND f.delay_ms <= @horizon_ms THEN f.de
 WHERE Jobs.Seq = f.seq AND Jobs.Status = N'running' AND Jobs.LeaseToken = f.token
 {loop}
 
+-- outcomes_stored: what the table has of the outcomes of attempts, their own or that of an end of their lease.
+-- Params: 1 held (JSON array of [token, seq])  2 replica.
+-- Returns seq, token, is_completed (0, 1), error (null: no failure), due_in_ms (null: not for this replica to push).
+DECLARE @held nvarchar(max) = ?;
+DECLARE @replica bigint = ?;
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SELECT j.Seq, h.token, CASE WHEN j.Status = N'completed' AND j.LeaseToken = h.token THEN 1 ELSE 0 END, a.Error,
+    CASE WHEN j.Status = N'retrying' AND j.LeaseToken = h.token AND j.DispatchedBy = @replica AND j.DispatchedAt IS NOT NULL
+        THEN CASE WHEN j.RunAt > @now THEN DATEDIFF_BIG(millisecond, @now, j.RunAt) ELSE 0 END END
+FROM OPENJSON(@held) WITH (token bigint '$[0]', seq bigint '$[1]') AS h
+INNER JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = h.seq
+LEFT JOIN JobAttempts AS a WITH (FORCESEEK) ON a.Seq = h.seq AND a.Token = h.token
+{seek}
+
 -- attempts_add: keeps the errors of failed attempts.
 -- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 texts.
 DECLARE @failures nvarchar(max) = ?;

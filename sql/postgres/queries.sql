@@ -257,6 +257,21 @@ from f cross join d
 where Jobs.Seq = any(cast(? as bigint[])) and Jobs.Seq = f.seq and case when Jobs.LeaseToken = f.token and Jobs.Status = 'running' then true end
 returning Jobs.Seq, Jobs.LeaseToken, case when f.bury or f.delay_ms > coalesce(d.horizon_ms, -1) then null else f.delay_ms end
 
+-- outcomes_stored: what the table has of the outcomes of attempts, their own or that of an end of their lease.
+-- Params: 1 tokens (array)  2 seqs (array), the n-th token belonging to the n-th seq  3 replica.
+-- Returns seq, token, is_completed (0, 1), error (null: no failure), due_in_ms (null: not for this replica to push).
+with held as materialized (
+    select unnest(cast(? as bigint[])) as token, unnest(cast(? as bigint[])) as seq
+), d as (
+    select cast(? as bigint) as replica
+)
+select j.Seq, h.token, case when j.Status = 'completed' and j.LeaseToken = h.token then 1 else 0 end,
+    (select a.Error from JobAttempts as a where a.Seq = h.seq and a.Token = h.token),
+    case when j.Status = 'retrying' and j.LeaseToken = h.token and j.DispatchedBy = d.replica and j.DispatchedAt is not null
+        then cast(greatest(extract(epoch from j.RunAt - now()) * 1000, 0) as bigint) end
+from held as h cross join d inner join Jobs as j on j.Seq = h.seq
+where j.Seq = any(array(select seq from held))
+
 -- attempts_add: keeps the errors of failed attempts.
 -- Params: 1 failures (JSON array of {seq, token, attempt, error})  2 seqs (array).
 insert into JobAttempts (Seq, Token, Attempt, StartedAt, Error)

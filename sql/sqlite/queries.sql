@@ -251,6 +251,14 @@ from (select json_extract(value, '$.seq') as seq, json_extract(value, '$.token')
       from json_each(?) cross join (select ? as replica, ? as horizon_ms) as d) as f
 where Jobs.Seq = f.seq and Jobs.LeaseToken = f.token and Jobs.Status = 'running'
 
+-- outcomes_stored: what the table has of the outcomes of attempts, their own or that of an end of their lease.
+-- Params: 1 held (JSON array of [token, seq])  2 replica.
+-- Returns seq, token, is_completed (0, 1), error (null: no failure), due_in_ms (null: not for this replica to push).
+select j.Seq, json_extract(h.value, '$[0]'), j.Status = 'completed' and j.LeaseToken = json_extract(h.value, '$[0]'), a.Error,
+    case when j.Status = 'retrying' and j.LeaseToken = a.Token and j.DispatchedBy = d.replica and j.DispatchedAt is not null then max(j.RunAt - {now}, 0) end
+from json_each(?) as h cross join (select ? as replica) as d cross join Jobs as j on j.Seq = json_extract(h.value, '$[1]')
+left join JobAttempts as a on a.Seq = j.Seq and a.Token = json_extract(h.value, '$[0]')
+
 -- attempts_add: keeps the errors of failed attempts.
 -- Params: 1 failures (JSON array of {seq, token, attempt, error}).
 insert or ignore into JobAttempts (Seq, Token, Attempt, StartedAt, Error)

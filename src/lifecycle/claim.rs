@@ -141,9 +141,13 @@ impl Lifecycle {
                 if self.policy.lanes_are_shared {
                     self.note_lanes_error(&error);
                 }
-                if let Err(error) = self.store.recall(&seqs) {
-                    self.look_again();
-                    log::debug!(error:% = error; "released ids could not be recalled");
+                match self.store.recall(&seqs) {
+                    Ok(_) if self.policy.lanes_are_shared => self.left_in_table(lane),
+                    Ok(_) => {} // Not for the lanes of a process that may be about to end.
+                    Err(error) => {
+                        self.look_again();
+                        log::debug!(error:% = error; "released ids could not be recalled");
+                    }
                 }
             }
         }
@@ -158,7 +162,7 @@ impl Lifecycle {
     pub fn finish(&self, outcomes: &[Outcome]) -> Result<Vec<(Seq, Token)>, StoreError> {
         let horizon = self.retry_horizon();
         let accepted = self.noting(self.store.finish(outcomes, self.policy.replica, horizon))?;
-        Ok(self.finished(outcomes, &accepted, horizon))
+        Ok(self.finished(outcomes, &accepted))
     }
 
     /// [`Lifecycle::finish`] of those outcomes whose row no other session holds; waits for no row. Returns the others as well, which are to be
@@ -169,16 +173,29 @@ impl Lifecycle {
     pub fn finish_free(&self, outcomes: &[Outcome]) -> Result<(Vec<Decided>, HashSet<Seq>), StoreError> {
         let horizon = self.retry_horizon();
         let (accepted, held) = self.noting(self.store.finish_free(outcomes, self.policy.replica, horizon))?;
-        Ok((self.finished(outcomes, &accepted, horizon), held))
+        Ok((self.finished(outcomes, &accepted), held))
     }
 
-    fn finished(&self, outcomes: &[Outcome], accepted: &[Accepted], horizon: Option<Duration>) -> Vec<(Seq, Token)> {
+    /// Those of `outcomes` (up to one batch) that were stored by a commit that was not confirmed. They are done with; their repeat would be refused.
+    ///
+    /// # Errors
+    /// As every call of the store; the call can be repeated.
+    pub fn finished_unconfirmed(&self, outcomes: &[Outcome]) -> Result<Vec<Decided>, StoreError> {
+        let accepted = self.store.outcomes_stored(outcomes, self.policy.replica)?;
+        if !accepted.is_empty() {
+            self.note_later(0); // A retry that was left in the table may be due by now.
+        }
+        Ok(self.finished(outcomes, &accepted))
+    }
+
+    pub(super) fn finished(&self, outcomes: &[Outcome], accepted: &[Accepted]) -> Vec<Decided> {
         fault_point!("finish.committed");
-        let by_seq: HashMap<Seq, &Outcome> = outcomes.iter().map(|outcome| (outcome.seq, outcome)).collect();
+        let of = |outcome: &Outcome| (outcome.seq, outcome.token);
+        let by_attempt: HashMap<Decided, &Outcome> = outcomes.iter().map(|outcome| (of(outcome), outcome)).collect();
         for accepted in accepted {
-            match (accepted.due_in_ms, by_seq.get(&accepted.seq)) {
+            match (accepted.due_in_ms, by_attempt.get(&(accepted.seq, accepted.token))) {
                 (Some(ms), Some(outcome)) => self.timers.add(in_ms(ms), outcome.lane, accepted.seq),
-                (None, Some(Outcome { verdict: Verdict::Retry { delay, .. }, .. })) if horizon.is_some() => {
+                (None, Some(Outcome { verdict: Verdict::Retry { delay, .. }, .. })) if !self.is_fed_by_table() => {
                     self.note_later(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
                 }
                 _ => {}

@@ -41,6 +41,9 @@ impl Lifecycle {
             Err(error) => {
                 self.note_lanes_error(&error);
                 self.give_back(lots);
+                for (lane, _) in lots {
+                    self.left_in_table(*lane);
+                }
                 [None; 3]
             }
         }
@@ -80,6 +83,14 @@ impl Lifecycle {
     pub(super) fn begin_cut(&self, lane: Lane) {
         if self.cut.begin(lane) {
             self.timers.wake().wake(); // The scheduler looks at lanes that are cut more often.
+        }
+    }
+
+    /// After the commit of a row that stays in the table: where no feeder looks, for Redis is back by now or the lane was cut, the scheduler is
+    /// to. Where one does, or has to when Redis is away, a tick follows when it is back.
+    pub(super) fn left_in_table(&self, lane: Lane) {
+        if !self.is_fed_by_table() {
+            self.begin_cut(lane);
         }
     }
 

@@ -94,7 +94,7 @@ impl Lifecycle {
 
     /// How far ahead a job that is stored now counts as dispatched by this replica: not at all where no lane would take it, or its lane is
     /// cut; then it waits in the table for its turn.
-    fn horizon(&self) -> Horizon {
+    pub(super) fn horizon(&self) -> Horizon {
         if self.is_fed_by_table() {
             return Horizon::default();
         }
@@ -114,7 +114,7 @@ impl Lifecycle {
         }
     }
 
-    fn hand_on(
+    pub(super) fn hand_on(
         &self,
         jobs: &[&NewJob],
         results: Vec<Result<Stored, KeyTaken>>,
@@ -125,8 +125,7 @@ impl Lifecycle {
             match result {
                 Ok(Stored { seq, due_in_ms: Some(0), .. }) => now[job.lane.index()].1.push(*seq),
                 Ok(Stored { seq, due_in_ms: Some(ms), .. }) => self.timers.add(in_ms(*ms), job.lane, *seq),
-                Ok(Stored { due_in_ms: None, .. }) if horizon == Horizon::default() => {}
-                Ok(Stored { due_in_ms: None, .. }) if horizon.of(job.lane).is_none() => self.begin_cut(job.lane),
+                Ok(Stored { due_in_ms: None, .. }) if horizon.of(job.lane).is_none() => self.left_in_table(job.lane),
                 Ok(Stored { due_in_ms: None, created_at, run_at, .. }) => {
                     self.note_later(run_at.as_millis().abs_diff(created_at.as_millis()));
                 }

@@ -1,8 +1,10 @@
 use std::path::PathBuf;
+use std::slice::from_ref;
 
 use super::*;
-use crate::job::{Lane, NewJob, ReplicaId, Seq, Start};
-use crate::store::Options;
+use crate::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start};
+use crate::retry::Verdict;
+use crate::store::{Options, Outcome};
 
 /// A lifecycle on a store of its own; its lanes are in this process, but it takes them for shared ones.
 struct Fixture {
@@ -243,4 +245,95 @@ fn leases_are_not_ended_on_what_a_beat_saw_before_the_database_stood_still() {
     assert!(lifecycle.wants_beat(), "that call came in time");
     lifecycle.was_due(long_ago);
     assert!(*lock(&lifecycle.no_expiry_before) > Instant::now(), "one lease to renew in");
+}
+
+#[test]
+fn what_was_stored_as_redis_came_back_is_dispatched_without_a_tick() {
+    let fixture = Fixture::new(10, 100);
+    let lifecycle = &fixture.lifecycle;
+    lifecycle.lanes_outage.begins(&"gone");
+    let horizon = lifecycle.horizon();
+    let (new, retried) = (jobs(1, Lane::Low), &jobs(1, Lane::High)[0]);
+    let new: Vec<&NewJob> = new.iter().collect();
+    let results = lifecycle.store.submit(&new, ReplicaId(41), horizon).expect("stored");
+    lifecycle.store.submit(&[retried], ReplicaId(41), None).expect("stored");
+    let claimed = lifecycle.store.claim_next(Lane::High, 1, ReplicaId(41), Duration::from_secs(30)).expect("claimed");
+    let outcome = retry_of(&claimed.jobs[0], Duration::from_millis(1));
+    let accepted = lifecycle.store.finish(from_ref(&outcome), ReplicaId(41), lifecycle.retry_horizon());
+
+    // The tick at its return has come before the commits.
+    assert!(lifecycle.lanes_outage.ends());
+    let submitted = lifecycle.hand_on(&new, results, horizon);
+    lifecycle.finished(from_ref(&outcome), &accepted.expect("stored"));
+
+    assert!(lifecycle.is_cut() && lifecycle.next_missed().is_some(), "the scheduler looks at the table soon");
+    lifecycle.refill().expect("refilled");
+    assert_eq!(fixture.pop(Lane::Low, 10), [submitted[0].as_ref().expect("no key").seq]);
+    lifecycle.dispatch().expect("dispatched");
+    lifecycle.push_due_timers(Instant::now() + Duration::from_secs(1));
+    assert_eq!(fixture.pop(Lane::High, 10), [outcome.seq]);
+}
+
+#[test]
+fn what_redis_did_not_take_just_before_it_came_back_is_dispatched_without_a_tick() {
+    let fixture = Fixture::new(10, 100);
+    let lifecycle = &fixture.lifecycle;
+    let seqs = fixture.submit(&jobs(1, Lane::Low));
+    fixture.pop(Lane::Low, 1);
+    lifecycle.lanes_outage.begins(&"gone");
+
+    lifecycle.store.recall(&seqs).expect("recalled");
+    lifecycle.left_in_table(Lane::Low);
+    assert!(!lifecycle.is_cut(), "a tick follows when it is back");
+    lifecycle.lanes_outage.ends();
+    lifecycle.left_in_table(Lane::Low);
+    lifecycle.refill().expect("refilled");
+
+    assert_eq!(fixture.pop(Lane::Low, 10), seqs);
+}
+
+#[test]
+fn a_retry_whose_commit_was_not_confirmed_is_found_stored_and_pushed_when_it_is_due() {
+    let fixture = Fixture::new(10, 100);
+    let (lifecycle, replica) = (&fixture.lifecycle, ReplicaId(41));
+    let new = [jobs(1, Lane::Low), jobs(1, Lane::High), jobs(1, Lane::Medium)].concat();
+    let new: Vec<&NewJob> = new.iter().collect();
+    lifecycle.store.submit(&new, replica, None).expect("stored");
+    let claim =
+        |lane| lifecycle.store.claim_next(lane, 1, replica, Duration::from_secs(30)).expect("claimed").jobs.remove(0);
+    let (retried, completed, unstored) = (claim(Lane::Low), claim(Lane::High), claim(Lane::Medium));
+    let retried = retry_of(&retried, Duration::from_millis(1));
+    let completed = Outcome { verdict: Verdict::Complete, ..retry_of(&completed, Duration::ZERO) };
+    let unstored = retry_of(&unstored, Duration::ZERO);
+    let both = [retried.clone(), completed.clone()];
+    // As where the answer to the commit is lost: nothing follows from it.
+    lifecycle.store.finish(&both, replica, lifecycle.retry_horizon()).expect("stored");
+
+    let all = [retried.clone(), completed, unstored];
+    let found = lifecycle.finished_unconfirmed(&all).expect("looked");
+
+    assert_eq!(found, both.map(|outcome| (outcome.seq, outcome.token)));
+    assert_eq!(lifecycle.timers.len(), 1);
+    lifecycle.push_due_timers(Instant::now() + Duration::from_secs(1));
+    assert_eq!(fixture.pop(Lane::Low, 10), [retried.seq]);
+    let of_another = Outcome { verdict: Verdict::Retry { delay: Duration::ZERO, error: "lost".into() }, ..retried };
+    assert_eq!(
+        lifecycle.finished_unconfirmed(&[of_another]).expect("looked"),
+        [],
+        "its lease was ended with another error"
+    );
+}
+
+fn retry_of(job: &ClaimedJob, delay: Duration) -> Outcome {
+    Outcome {
+        seq: job.seq,
+        id: job.id,
+        token: job.token,
+        job_type: job.job_type.clone(),
+        lane: job.lane,
+        attempt: job.attempt(),
+        duration: Duration::ZERO,
+        unique_key: None,
+        verdict: Verdict::Retry { delay, error: "not now".into() },
+    }
 }

@@ -23,6 +23,7 @@ mod read;
 mod session;
 mod submit;
 mod sweep;
+mod unconfirmed;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -369,7 +369,7 @@ fn failure<'a>(outcome: &Outcome, error: Text<'a>) -> FailureRow<'a> {
     }
 }
 
-fn error_of(verdict: &Verdict) -> &str {
+pub(super) fn error_of(verdict: &Verdict) -> &str {
     match verdict {
         Verdict::Complete => "",
         Verdict::Retry { error, .. } => error,
@@ -378,7 +378,7 @@ fn error_of(verdict: &Verdict) -> &str {
 }
 
 /// NUL cannot stand in a text of PostgreSQL; an error message with one must not keep a whole batch from being stored.
-fn storable(text: &str) -> String {
+pub(super) fn storable(text: &str) -> String {
     text.replace('\0', "\u{FFFD}")
 }
 

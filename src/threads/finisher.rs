@@ -4,7 +4,8 @@
 //! 2. Stores them in one transaction. While the database is away they wait here, and the workers before the full channel.
 //! 3. Where another session holds the row of a job (a person's open transaction), its outcome is kept and tried again later, less and less often;
 //!    its lease is renewed meanwhile, and the other outcomes are stored without waiting for it.
-//! 4. An outcome that the database refuses is stored alone, and then as a failure that says so, so that it never holds up the others.
+//! 4. Where a commit was not confirmed, looks which outcomes it has stored before it tries them again.
+//! 5. An outcome that the database refuses is stored alone, and then as a failure that says so, so that it never holds up the others.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -69,6 +70,15 @@ impl Outcomes {
     }
 }
 
+/// How far a batch has come.
+#[derive(Default)]
+struct Progress {
+    /// So many from its beginning are done with,
+    done: usize,
+    /// but for these, whose rows another session holds.
+    left: Vec<Outcome>,
+}
+
 /// The duty.
 pub struct Finisher {
     outcomes: Receiver<Outcome>,
@@ -77,6 +87,8 @@ pub struct Finisher {
     kept: Vec<Outcome>,
     next_kept: Instant,
     kept_wait: Duration,
+    // Some that wait or are kept may be stored: their commit was not confirmed.
+    is_unsure: bool,
     lifecycle: Arc<Lifecycle>,
     held: Arc<Held>,
     metrics: Arc<Metrics>,
@@ -98,14 +110,15 @@ impl Finisher {
             kept: Vec::new(),
             next_kept: Instant::now(),
             kept_wait: KEPT_WAIT,
+            is_unsure: false,
             lifecycle,
             held,
             metrics,
         }
     }
 
-    /// Stores outcomes, up to one batch. Adds those to `left` whose row another session holds.
-    fn store(&self, outcomes: &[Outcome], left: &mut Vec<Outcome>) -> Result<(), StoreError> {
+    /// Stores outcomes, up to one batch.
+    fn store(&self, outcomes: &[Outcome], progress: &mut Progress) -> Result<(), StoreError> {
         // Where one is held more may be; else a row is waited for at first, for most locks are short.
         let plain = self.kept.is_empty().then(|| self.lifecycle.finish(outcomes));
         let stored = match plain {
@@ -116,7 +129,8 @@ impl Finisher {
             Ok((accepted, held)) => {
                 let (kept, decided): (Vec<&Outcome>, Vec<&Outcome>) =
                     outcomes.iter().partition(|outcome| held.contains(&outcome.seq));
-                left.extend(kept.into_iter().cloned());
+                progress.left.extend(kept.into_iter().cloned());
+                progress.done += outcomes.len();
                 self.count(&decided, &accepted);
                 self.held.settle(decided.iter().map(|outcome| (outcome.seq, outcome.token)));
                 Ok(())
@@ -124,41 +138,81 @@ impl Finisher {
             Err(error) if error.is_transient() => Err(error),
             Err(_) if outcomes.len() > 1 => {
                 let (first, second) = outcomes.split_at(outcomes.len() / 2);
-                self.store(first, left).and_then(|()| self.store(second, left))
+                self.store(first, progress).and_then(|()| self.store(second, progress))
             }
-            Err(error) => self.store_refused(&outcomes[0], &error, left),
+            Err(error) => self.store_refused(&outcomes[0], &error, progress),
         }
     }
 
     /// Buries a job whose outcome the database refuses; if it refuses that too, the lease runs out and the job counts as lost.
-    fn store_refused(&self, outcome: &Outcome, error: &StoreError, left: &mut Vec<Outcome>) -> Result<(), StoreError> {
+    fn store_refused(&self, outcome: &Outcome, error: &StoreError, progress: &mut Progress) -> Result<(), StoreError> {
         log::error!(job:% = outcome.id, error:% = error; "the database refused an outcome; the job is buried");
         let is_buried = matches!(outcome.verdict, Verdict::Bury { .. });
         let reason = format!("its outcome could not be stored: {error}");
         let buried = Outcome { verdict: Verdict::Bury { reason }, ..outcome.clone() };
         if is_buried {
             self.held.forsake(outcome.seq, outcome.token);
+            progress.done += 1;
             return Ok(());
         }
-        self.store(std::slice::from_ref(&buried), left)
+        self.store(std::slice::from_ref(&buried), progress)
     }
 
     /// Tries the outcomes again that were kept.
     fn store_kept(&mut self) -> Result<(), StoreError> {
-        let mut left = Vec::new();
-        let mut stored = 0;
-        for outcomes in self.kept.chunks(BATCH_MAX) {
-            let left_before = left.len();
-            if let Err(error) = self.store(outcomes, &mut left) {
-                left.truncate(left_before);
-                left.extend_from_slice(&self.kept[stored..]);
-                self.keep(left);
-                return Err(error);
-            }
-            stored += outcomes.len();
+        let mut progress = Progress::default();
+        let result = self.kept.chunks(BATCH_MAX).try_for_each(|outcomes| self.store(outcomes, &mut progress));
+        let Progress { done, mut left } = progress;
+        left.extend_from_slice(&self.kept[done..]);
+        if result.is_ok() {
+            self.kept_wait = (self.kept_wait * 2).min(KEPT_WAIT_MAX);
         }
-        self.kept_wait = (self.kept_wait * 2).min(KEPT_WAIT_MAX);
         self.keep(left);
+        self.sure(result)
+    }
+
+    /// Stores those that wait.
+    fn store_waiting(&mut self) -> Result<(), StoreError> {
+        let mut progress = Progress::default();
+        let result = self.store(&self.waiting, &mut progress);
+        let Progress { done, mut left } = progress;
+        self.waiting.drain(..done);
+        self.unstored.fetch_sub(done - left.len(), Ordering::AcqRel);
+        if !left.is_empty() {
+            if self.kept.is_empty() {
+                self.kept_wait = KEPT_WAIT;
+                self.next_kept = Instant::now() + KEPT_WAIT;
+            }
+            self.kept.append(&mut left);
+        }
+        self.sure(result)
+    }
+
+    fn sure(&mut self, result: Result<(), StoreError>) -> Result<(), StoreError> {
+        self.is_unsure |= matches!(result, Err(StoreError::Unconfirmed(_)));
+        result
+    }
+
+    /// Done with what a commit has stored that was not confirmed.
+    fn settle_unconfirmed(&mut self) -> Result<(), StoreError> {
+        let mut stored: HashSet<(Seq, Token)> = HashSet::new();
+        for outcomes in self.waiting.chunks(BATCH_MAX).chain(self.kept.chunks(BATCH_MAX)) {
+            match self.lifecycle.finished_unconfirmed(outcomes) {
+                Ok(found) => stored.extend(found),
+                Err(error) if error.is_outage() => return Err(error),
+                // They are tried again all the same, and those that were stored are taken for refused.
+                Err(error) => log::debug!(error:% = error; "it is not known which outcomes are stored"),
+            }
+        }
+        let is_stored = |outcome: &&Outcome| stored.contains(&(outcome.seq, outcome.token));
+        let done: Vec<&Outcome> = self.waiting.iter().chain(&self.kept).filter(is_stored).collect();
+        let attempts: Vec<(Seq, Token)> = done.iter().map(|outcome| (outcome.seq, outcome.token)).collect();
+        self.count(&done, &attempts);
+        self.held.settle(attempts);
+        self.unstored.fetch_sub(done.len(), Ordering::AcqRel);
+        self.waiting.retain(|outcome| !is_stored(&outcome));
+        self.kept.retain(|outcome| !is_stored(&outcome));
+        self.is_unsure = false;
         Ok(())
     }
 
@@ -195,6 +249,9 @@ impl Duty for Finisher {
     const NAME: &'static str = "finisher";
 
     fn round(&mut self) -> Result<Duration, StoreError> {
+        if self.is_unsure {
+            return self.settle_unconfirmed().map(|()| Duration::ZERO);
+        }
         if !self.kept.is_empty() && Instant::now() >= self.next_kept {
             self.store_kept()?;
         }
@@ -216,17 +273,6 @@ impl Duty for Finisher {
         }
         let room = BATCH_MAX.saturating_sub(self.waiting.len());
         self.waiting.extend(self.outcomes.try_iter().take(room));
-        let mut left = Vec::new();
-        self.store(&self.waiting, &mut left)?;
-        self.unstored.fetch_sub(self.waiting.len() - left.len(), Ordering::AcqRel);
-        self.waiting.clear();
-        if !left.is_empty() {
-            if self.kept.is_empty() {
-                self.kept_wait = KEPT_WAIT;
-                self.next_kept = Instant::now() + KEPT_WAIT;
-            }
-            self.kept.append(&mut left);
-        }
-        Ok(Duration::ZERO)
+        self.store_waiting().map(|()| Duration::ZERO)
     }
 }
