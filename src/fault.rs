@@ -19,6 +19,18 @@
 //! | `epoch.begun` | after Redis was found to have lost its data and the new epoch was begun, before anything is dispatched again |
 //! | `expire.in_transaction` | inside the transaction that ends leases that ran out, before its commit |
 //! | `migrate.applied` | inside the transaction of a migration, before its commit |
+//!
+//! At others a call of the store fails, by `return(unavailable)`, `return(unconfirmed)`, `return(contended)` or `return(timed out)`; the callback of a
+//! test says so by [`fail_with`], for its own thread alone:
+//!
+//! | name | what becomes of the call |
+//! |---|---|
+//! | `store.begin` | a read or a write: nothing is done |
+//! | `store.commit` | a write: it is undone |
+//! | `store.committed` | a write: it is stored |
+
+#[cfg(feature = "failpoints")]
+use std::cell::Cell;
 
 /// One of the places in the list above.
 #[cfg(feature = "failpoints")]
@@ -33,6 +45,38 @@ macro_rules! fault_point {
     ($name:literal) => {};
 }
 pub(crate) use fault_point;
+
+/// One of the places in the second list; the error is made by `StoreError::of_fault`.
+#[cfg(feature = "failpoints")]
+macro_rules! store_fault {
+    ($name:literal) => {
+        if let Some(word) = $crate::fault::failure($name) {
+            return Err(StoreError::of_fault($name, &word));
+        }
+    };
+}
+/// Nothing.
+#[cfg(not(feature = "failpoints"))]
+macro_rules! store_fault {
+    ($name:literal) => {};
+}
+pub(crate) use store_fault;
+
+#[cfg(feature = "failpoints")]
+thread_local! { static FAILURE: Cell<Option<&'static str>> = const { Cell::new(None) } }
+
+/// Called by a callback at one of the places in the second list: there the call fails, as by `return(word)`.
+#[cfg(feature = "failpoints")]
+pub fn fail_with(word: &'static str) {
+    FAILURE.set(Some(word));
+}
+
+/// How the call at this place fails.
+#[cfg(feature = "failpoints")]
+pub(crate) fn failure(name: &'static str) -> Option<String> {
+    let configured = fail::eval(name, Option::unwrap_or_default);
+    FAILURE.take().map(str::to_owned).or(configured)
+}
 
 /// Reads `FAILPOINTS`. Called once, at the start.
 #[cfg(feature = "failpoints")]

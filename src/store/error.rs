@@ -61,6 +61,19 @@ impl StoreError {
         }
     }
 
+    /// The error that a fault point asks for (src/fault.rs).
+    #[cfg(feature = "failpoints")]
+    pub(super) fn of_fault(place: &str, word: &str) -> StoreError {
+        let why = format!("a fault point: {place}");
+        match word {
+            "unavailable" => StoreError::Unavailable(why),
+            "unconfirmed" => StoreError::Unconfirmed(why),
+            "contended" => StoreError::Contended(why),
+            "timed out" => StoreError::TimedOut(why),
+            _ => StoreError::Corrupt(format!("{why} does not know {word:?}")),
+        }
+    }
+
     /// Sorts an error of the driver.
     #[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
     pub(super) fn of(dialect: Dialect, error: odbc_api::Error) -> StoreError {

@@ -44,6 +44,8 @@ pub use sweep::{Recalled, Sweep};
 use pool::{Connector, Loan, Pool};
 use session::Session;
 
+use crate::fault::store_fault;
+
 /// Rows that one statement touches at most: SQL Server escalates to a table lock at 5,000 locks, and a row takes a few.
 pub const BATCH_MAX: usize = 1_000;
 /// How often a transaction that lost against another (deadlock, lock time-out) is tried again.
@@ -139,6 +141,7 @@ impl Store {
 
     /// Runs `work` on a session, outside a transaction.
     fn read<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        store_fault!("store.begin");
         let mut died_in_pool = false;
         let mut once = |died_in_pool: &mut bool| {
             again_while_contended(self.dialect, || {
@@ -155,6 +158,7 @@ impl Store {
 
     /// Runs `work` in a transaction of its own, which is undone if it fails, and tried again if another stood in its way.
     fn write<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        store_fault!("store.begin");
         again_while_contended(self.dialect, || {
             let _turn = self.writers_turn();
             let mut loan = self.loan()?;
@@ -167,11 +171,15 @@ impl Store {
 
     /// Runs `work`, whose one statement is its own transaction.
     fn write_one<T>(&self, mut work: impl FnMut(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        store_fault!("store.begin");
         again_while_contended(self.dialect, || {
             let _turn = self.writers_turn();
             let mut loan = self.loan()?;
+            store_fault!("store.commit");
             // The statement is its own commit.
-            work(&mut loan.session).map_err(StoreError::at_commit)
+            let value = work(&mut loan.session).map_err(StoreError::at_commit)?;
+            store_fault!("store.committed");
+            Ok(value)
         })
     }
 
@@ -221,8 +229,10 @@ impl<'s> Transaction<'s> {
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {
+        store_fault!("store.commit");
         self.session.commit().map_err(StoreError::at_commit)?;
         self.open = false;
+        store_fault!("store.committed");
         Ok(())
     }
 }

@@ -41,7 +41,8 @@ pub(crate) struct Model {
     /// Tokens of the attempts of each job that failed.
     failures: BTreeMap<i64, BTreeSet<i64>>,
     completed: BTreeSet<i64>,
-    stats: [u64; 3],
+    /// Outcomes: completed, retried, failed.
+    pub(crate) stats: [u64; 3],
     sent: BTreeMap<(i64, i64), Sent>,
     begun: BTreeSet<(i64, i64)>,
     /// Seen by those who count.

@@ -78,6 +78,12 @@ pub(crate) struct Replica {
     pub(crate) scheduler_due: Duration,
     pub(crate) keeper_due: Duration,
     pub(crate) feeder_due: Duration,
+    /// Whether one of its threads has crashed and gone on.
+    pub(crate) has_failed: bool,
+    /// Outcomes that its finisher stored: completed, retried, failed.
+    pub(crate) stored: [u64; 3],
+    metrics: Arc<Metrics>,
+    database: Arc<Outage>,
     scheduler: Scheduler,
     keeper: Keeper,
     feeder: Feeder,
@@ -91,8 +97,7 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn new(number: usize, store: &Arc<Store>, lanes: &SimulatedLanes, settings: Settings) -> Replica {
-        let name = format!("r{number}");
-        let id = number as i64;
+        let (name, id) = (format!("r{number}"), number as i64);
         let policy = Policy {
             replica: ReplicaId(id),
             replica_name: name.clone(),
@@ -123,7 +128,7 @@ impl Replica {
                 RETENTION,
                 settings.starvation,
             ),
-            keeper: Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), database),
+            keeper: Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database)),
             feeder: Feeder {
                 lifecycle: Arc::clone(&lifecycle),
                 held: Arc::clone(&held),
@@ -153,11 +158,29 @@ impl Replica {
             scheduler_due: Duration::ZERO,
             keeper_due: Duration::ZERO,
             feeder_due: Duration::ZERO,
+            has_failed: false,
+            stored: [0; 3],
+            metrics,
+            database,
             outcomes,
             channels,
             load,
             waiting: None,
         }
+    }
+
+    /// One of its threads met an error, and goes on with its next round.
+    pub(crate) fn met(&mut self, error: &StoreError) {
+        if error.is_outage() {
+            self.database.begins(error);
+            self.keeper_due = Duration::ZERO;
+        }
+    }
+
+    /// What its finisher has counted: completed, retried, failed.
+    pub(crate) fn counted(&self) -> [u64; 3] {
+        let Metrics { completed, retried, failed, .. } = &*self.metrics;
+        [completed, retried, failed].map(|counter| counter.load(Ordering::Relaxed))
     }
 
     pub(crate) fn schedule(&mut self) -> Result<(), StoreError> {
@@ -236,21 +259,19 @@ impl Replica {
         self.finisher.round().map(drop)
     }
 
-    /// What `Service::stop` does next, once all outcomes are stored. Returns whether the replica has left.
+    /// What `Service::stop` does next, once all outcomes are stored; what fails is left to the other replicas. Returns whether the replica has left.
     pub(crate) fn stop(&mut self) -> Result<bool, StoreError> {
         match self.stage {
             Stage::Serving => {
                 let not_begun = self.held.close();
-                self.give_back(not_begun)?;
                 self.stage = Stage::Draining;
-                Ok(false)
+                self.give_back(not_begun).map(|()| false)
             }
             Stage::Draining => {
                 // The drain time is over: these handlers are told to stop, and give no outcome.
                 self.running.clear();
-                self.give_back(self.held.unsettled())?;
                 self.stage = Stage::Drained;
-                Ok(false)
+                self.give_back(self.held.unsettled()).map(|()| false)
             }
             Stage::Drained => self.lifecycle.leave(&self.held.take_ended()).map(|()| true),
         }

@@ -1,8 +1,7 @@
 //! One run: replicas, Redis, clients and what goes wrong, chosen step by step by the seed.
 
-use std::cell::Cell;
 use std::fmt::Write as _;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use trilane::job::{Lane, NewJob, Seq, Start};
@@ -16,28 +15,7 @@ use crate::database::Database;
 use crate::model::{Actor, Model};
 use crate::replica::{Kind, LEASE, Replica, Settings, Stage, TICK};
 use crate::rng::Rng;
-
-/// The fault points that are passed here (src/fault.rs).
-pub(crate) const POINTS: [&str; 7] = [
-    "submit.committed",
-    "claim.popped",
-    "claim.claimed",
-    "finish.in_transaction",
-    "finish.committed",
-    "tick.dispatched",
-    "timers.due",
-];
-
-/// Those that `actor` may pass.
-fn points_of(actor: Actor) -> &'static [&'static str] {
-    match actor {
-        Actor::Submitter => &["submit.committed"],
-        Actor::Feeder(_) => &["claim.popped", "claim.claimed"],
-        Actor::Finisher => &["finish.in_transaction", "finish.committed"],
-        Actor::Scheduler => &["finish.in_transaction", "tick.dispatched", "timers.due"],
-        Actor::Cancel(_) | Actor::Revive(_) | Actor::Keeper | Actor::Stop(_) => &[],
-    }
-}
+use crate::trouble::{self, Crash};
 
 const REPLICAS_MAX: usize = 4;
 const JOBS_MAX: usize = 10;
@@ -46,23 +24,6 @@ const JOBS_MAX: usize = 10;
 const END_MAX: Duration = Duration::from_mins(30);
 /// After the last job has ended, every lease has.
 const REST: Duration = Duration::from_mins(3);
-
-thread_local! { static ARMED: Cell<Option<(&'static str, u32)>> = const { Cell::new(None) } }
-
-/// A simulated crash.
-struct Crash(&'static str);
-
-/// Called at a fault point.
-pub(crate) fn pass(point: &'static str) {
-    match ARMED.get() {
-        Some((armed, 0)) if armed == point => {
-            ARMED.set(None);
-            resume_unwind(Box::new(Crash(point)));
-        }
-        Some((armed, left)) if armed == point => ARMED.set(Some((armed, left - 1))),
-        _ => {}
-    }
-}
 
 pub(crate) struct World<'d> {
     database: &'d Database,
@@ -74,6 +35,8 @@ pub(crate) struct World<'d> {
     pub(crate) trace: String,
     /// Whether things go wrong, other than in handlers.
     has_faults: bool,
+    /// The database is away until then.
+    away_until: Duration,
     replicas_begun: usize,
     pub(crate) crashes: usize,
     pub(crate) step: usize,
@@ -98,13 +61,14 @@ enum Choice {
     Revive,
     Wake,
     Redis,
+    Database,
     Crash,
     Start,
     Stop,
     Pause,
 }
 
-const CHOICES: [(usize, Choice); 17] = [
+const CHOICES: [(usize, Choice); 18] = [
     (10, Choice::Submit),
     (2, Choice::Insert),
     (14, Choice::Schedule),
@@ -118,6 +82,7 @@ const CHOICES: [(usize, Choice); 17] = [
     (2, Choice::Revive),
     (1, Choice::Wake),
     (4, Choice::Redis),
+    (2, Choice::Database),
     (2, Choice::Crash),
     (3, Choice::Start),
     (3, Choice::Stop),
@@ -145,6 +110,7 @@ impl<'d> World<'d> {
             model: Model::default(),
             trace: format!("{settings:?}, faults: {has_faults}\n"),
             has_faults,
+            away_until: Duration::ZERO,
             replicas_begun: 0,
             crashes: 0,
             step: 0,
@@ -212,21 +178,26 @@ impl<'d> World<'d> {
 
     /// Lets a replica do something, and perhaps fail at a fault point in it, with its process or only the thread.
     fn act(&mut self, index: usize, actor: Actor, what: &str, act: Act<'_>) -> Step {
-        let points = points_of(actor);
-        if self.has_faults && !points.is_empty() && self.rng.chance(12) {
-            let point = self.rng.pick(points);
-            ARMED.set(Some((point, u32::from(self.rng.chance(20)))));
+        if self.has_faults {
+            trouble::arm(actor, clock::elapsed() < self.away_until, &mut self.rng);
         }
         let (replica, rng) = (&mut self.replicas[index], &mut self.rng);
         let name = replica.name.clone();
         let done = catch_unwind(AssertUnwindSafe(|| act(replica, rng)));
-        ARMED.set(None);
+        let failed = trouble::disarm();
+        if let Some(point) = failed {
+            *self.model.moves.entry(point).or_default() += 1;
+        }
         match done {
             // At rest only what changes something is told.
             Ok(Ok(_)) if !self.has_faults && !self.database.has_changed() => {}
             Ok(Ok(result)) => {
                 let separator = if result.is_empty() { "" } else { ": " };
                 self.note(&format!("{name} {what}{separator}{result}"));
+            }
+            Ok(Err(error)) if failed.is_some() => {
+                self.replicas[index].met(&error);
+                self.note(&format!("{name} {what}: {error}"));
             }
             Ok(Err(error)) => return Err(format!("{name} {what}: {error}")),
             Err(panic) => {
@@ -236,6 +207,8 @@ impl<'d> World<'d> {
                 self.note(&format!("{name} {what}: {} at {}", if dies { "dies" } else { "fails" }, crash.0));
                 if dies {
                     self.replicas.remove(index);
+                } else {
+                    self.replicas[index].has_failed = true;
                 }
             }
         }
@@ -272,6 +245,11 @@ impl<'d> World<'d> {
             Choice::Pass => self.pass_time(),
             Choice::Wake => self.replicas[index].ticker.tick_now(),
             Choice::Redis => self.trouble_redis(),
+            Choice::Database => {
+                let outage = self.rng.seconds(1, 40);
+                self.away_until = clock::elapsed() + outage;
+                self.note(&format!("the database is away for {} s", outage.as_secs()));
+            }
             Choice::Start => self.start_one(),
             Choice::Crash => {
                 let replica = self.replicas.remove(index);
@@ -422,7 +400,22 @@ impl<'d> World<'d> {
         if !self.replicas[index].has_outcomes() {
             return Ok(());
         }
-        self.act(index, Actor::Finisher, "stores outcomes", &mut |replica, _| replica.finish().map(|()| String::new()))
+        let (name, before) = (self.replicas[index].name.clone(), self.model.stats);
+        let mut is_done = false;
+        self.act(index, Actor::Finisher, "stores outcomes", &mut |replica, _| {
+            replica.finish()?;
+            is_done = true;
+            Ok(String::new())
+        })?;
+        let Some(replica) = self.replicas.iter_mut().find(|replica| replica.name == name) else { return Ok(()) };
+        for (count, (after, before)) in replica.stored.iter_mut().zip(self.model.stats.iter().zip(before)) {
+            *count += after - before;
+        }
+        let counted = replica.counted();
+        if is_done && !replica.has_failed && counted != replica.stored {
+            return Err(format!("{name} has counted {counted:?}, and stored {:?}", replica.stored));
+        }
+        Ok(())
     }
 
     fn cancel(&mut self, index: usize) -> Step {
@@ -476,9 +469,10 @@ impl<'d> World<'d> {
                 self.lanes.lose(lane, count);
                 format!("loses {count} of {lane}")
             }
-            3 if !self.model.state.jobs.is_empty() => {
-                let job = self.rng.below(self.model.state.jobs.len());
-                let seq = self.model.state.jobs[job].seq;
+            3 if self.model.state.jobs.iter().any(|job| job.dispatched_at.is_some()) => {
+                let dispatched = self.model.state.jobs.iter().filter(|job| job.dispatched_at.is_some());
+                let seqs: Vec<i64> = dispatched.map(|job| job.seq).collect();
+                let seq = self.rng.pick(&seqs);
                 self.lanes.add(lane, Seq(seq));
                 format!("has {seq} once more, in {lane}")
             }
@@ -504,7 +498,7 @@ impl<'d> World<'d> {
         }
         let actor = Actor::Stop(self.replicas[index].id);
         let name = self.replicas[index].name.clone();
-        let mut has_left = false;
+        let mut has_left = self.replicas[index].stage == Stage::Drained;
         self.act(index, actor, "stops", &mut |replica, _| {
             has_left = replica.stop()?;
             Ok(if has_left {
@@ -588,6 +582,7 @@ impl<'d> World<'d> {
     fn come_to_rest(&mut self) -> Step {
         self.note("from now on nothing goes wrong");
         self.has_faults = false;
+        self.away_until = Duration::ZERO;
         self.lanes.answer(Answer::Given);
         for replica in &mut self.replicas {
             replica.paused_until = Duration::ZERO;
