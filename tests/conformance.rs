@@ -498,9 +498,13 @@ fn every_outcome_moves_its_job_and_is_refused_under_another_token() {
 
             assert!(!finish(store, &stale, verdict.clone()), "a stale token must not become {becomes}");
             assert_eq!(status(store, job.id), Status::Running);
+            let of_both = [outcome(&job, verdict.clone()), outcome(&stale, verdict.clone())];
+            let stored = || store.outcomes_stored(&of_both, REPLICA).expect("looked");
+            assert_eq!(stored(), []);
             assert!(finish(store, &job, verdict.clone()));
             assert_eq!(status(store, job.id), becomes);
             assert!(!finish(store, &job, verdict), "an outcome is stored once");
+            assert_eq!(stored().iter().map(|stored| stored.token).collect::<Vec<_>>(), [job.token]);
         }
         assert_eq!(letters(store), 1);
     });
