@@ -12,6 +12,7 @@
 --   UPDLOCK                          a row picked is still free when it is changed; with RCSI the read would otherwise see an old version.
 --   READPAST                         rows in the hands of another session are passed over, not waited for.
 --   READPAST, READCOMMITTEDLOCK      the same without keeping a lock (RCSI refuses READPAST alone): thousands of kept locks would escalate.
+--   XLOCK, READPAST                  the same, and rows that another session has only read and keeps locked are passed over as well.
 --   UPDLOCK, HOLDLOCK                on a key that is not there: no other session inserts it before this one has.
 -- Free text does not stand in the rows of a batch but beside them, in @texts, all texts one behind the other; a row holds [begin, length].
 -- Under a binary collation SUBSTRING counts the same everywhere, where _SC collations would count an emoji once.
@@ -362,19 +363,14 @@ WHERE j.Status IN (N'queued', N'retrying') AND j.DispatchedAt IS NOT NULL
 {seek}
 
 -- held_elsewhere: locks the rows of the given jobs, without waiting, but for those that another session holds.
--- READPAST leaves those out, NOLOCK sees them all the same.
+-- READPAST leaves those out, NOLOCK sees them all the same. XLOCK: where another only keeps what it has read (REPEATABLE READ, SERIALIZABLE), an
+-- update lock would be had, and the change behind it would wait.
 -- Params: 1 seqs (array).  Returns seq of those.
 DECLARE @seqs nvarchar(max) = ?;
-DECLARE @free TABLE (Seq bigint NOT NULL PRIMARY KEY);
-INSERT INTO @free (Seq)
-SELECT DISTINCT j.Seq
-FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
-INNER JOIN Jobs AS j WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) ON j.Seq = g.seq
-{seek};
 SELECT j.Seq
 FROM OPENJSON(@seqs) WITH (seq bigint '$') AS g
 INNER JOIN Jobs AS j WITH (NOLOCK, FORCESEEK) ON j.Seq = g.seq
-WHERE NOT EXISTS (SELECT 1 FROM @free AS f WHERE f.Seq = j.Seq)
+WHERE NOT EXISTS (SELECT 1 FROM Jobs AS f WITH (XLOCK, READPAST, READCOMMITTEDLOCK, ROWLOCK, FORCESEEK) WHERE f.Seq = j.Seq)
 {seek}
 
 -- next: the ids that claim_next takes: due and not dispatched.
@@ -532,14 +528,17 @@ LEFT JOIN Jobs AS j WITH (FORCESEEK) ON j.Seq = h.seq AND j.LeaseToken = h.token
 WHERE j.Seq IS NULL
 {seek}
 
--- leases_expired: locks the leases that ran out. One that another replica ends is left out.
+-- leases_expired: locks the leases that ran out. One that another replica ends is left out. The time has the type of the column: one of another
+-- precision may rule out the seek that FORCESEEK asks for, and then there is no plan (error 8622).
 -- Params: 1 limit.  Returns token, seqs (JSON array), replica.
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
 SELECT TOP (?) Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK)
-WHERE LeaseUntil < SYSUTCDATETIME() ORDER BY LeaseUntil
+WHERE LeaseUntil < @now ORDER BY LeaseUntil
 
 -- lease_expired: locks one lease if it ran out. One that another replica ends is left out.
 -- Params: 1 token.  Returns token, seqs (JSON array), replica.
-SELECT Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) WHERE Token = ? AND LeaseUntil < SYSUTCDATETIME()
+DECLARE @now datetime2(3) = SYSUTCDATETIME();
+SELECT Token, Seqs, ReplicaId FROM Leases WITH (UPDLOCK, READPAST, ROWLOCK, FORCESEEK) WHERE Token = ? AND LeaseUntil < @now
 
 -- expired_jobs: the jobs still running under a lease.
 -- Params: 1 token  2 seqs (array).  Returns seq, type, lane, retry_count, max_retries, id, unique_key.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::dispatch::{OddRow, json_list, limit, waiting};
+use super::elsewhere::held_elsewhere;
 use super::session::{Param, Row, Session};
 use super::submit::uuid;
 use super::{BATCH_MAX, Dialect, EARLY_MS, Store, StoreError, id_list, millis, time};
@@ -47,19 +48,26 @@ impl Store {
         Ok(claim)
     }
 
-    /// On PostgreSQL a row held elsewhere is waited for once, and then passed over for a while; on SQL Server it always is.
+    /// On PostgreSQL a row held elsewhere is waited for once, and then passed over for a while. On SQL Server one that is being changed always
+    /// is; for one that another session has read and keeps locked, as under SERIALIZABLE, it is as on PostgreSQL.
     fn claim_once(&self, seqs: &[Seq], replica: ReplicaId, lease: Duration) -> Result<Claim, StoreError> {
         match self.dialect {
             Dialect::Sqlite => self.write(|session| claim(session, seqs, replica, lease, false)),
-            Dialect::Mssql => self.write_one(|session| claim(session, seqs, replica, lease, false)),
-            Dialect::Postgres => {
+            Dialect::Mssql | Dialect::Postgres => {
                 if !self.is_wary() {
                     match self.write_one(|session| claim(session, seqs, replica, lease, false)) {
                         Err(StoreError::Contended(_)) => self.be_wary(),
                         result => return result,
                     }
                 }
-                self.write_one(|session| claim(session, seqs, replica, lease, true))
+                if self.dialect == Dialect::Postgres {
+                    return self.write_one(|session| claim(session, seqs, replica, lease, true));
+                }
+                self.write(|session| {
+                    let held = held_elsewhere(session, seqs.iter().copied())?;
+                    let free: Vec<Seq> = seqs.iter().copied().filter(|seq| !held.contains(seq)).collect();
+                    claim(session, &free, replica, lease, false)
+                })
             }
         }
     }

@@ -8,7 +8,7 @@ use super::session::{Param, Session};
 use super::{Dialect, Store, StoreError, id_list, lock};
 use crate::job::{ReplicaId, Seq, Token};
 
-/// For so long after a row was held claims pass over rows that are, rather than wait for them (PostgreSQL).
+/// For so long after a row was held claims pass over rows that are, rather than wait for them.
 const WARY_TIME: Duration = Duration::from_mins(1);
 
 /// Locks the rows of `seqs` (up to [`super::BATCH_MAX`]) until the end of the transaction, without waiting. Returns those of them that another
@@ -64,11 +64,23 @@ impl Store {
         if jobs.is_empty() {
             return Ok(Default::default());
         }
-        self.write(|session| {
-            let held = held_elsewhere(session, jobs.iter().map(|(seq, _)| *seq))?;
-            let free = jobs.iter().filter(|(seq, _)| !held.contains(seq)).copied();
-            Ok((outcome::release(session, &free.collect::<Vec<_>>(), replica)?, held))
-        })
+        let once = |jobs: &[(Seq, Token)]| {
+            self.write(|session| {
+                let held = held_elsewhere(session, jobs.iter().map(|(seq, _)| *seq))?;
+                let free = jobs.iter().filter(|(seq, _)| !held.contains(seq)).copied();
+                Ok((outcome::release(session, &free.collect::<Vec<_>>(), replica)?, held))
+            })
+        };
+        let (mut released, mut held) = once(jobs)?;
+        if self.dialect == Dialect::Mssql && !held.is_empty() {
+            // On SQL Server also one that a listing reads in this moment counts as held, and for each left here an attempt is lost.
+            let left: Vec<(Seq, Token)> = jobs.iter().filter(|(seq, _)| held.contains(seq)).copied().collect();
+            if let Ok((more, still)) = once(&left) {
+                released.extend(more);
+                held = still;
+            }
+        }
+        Ok((released, held))
     }
 
     /// Which of `seqs` (up to [`super::BATCH_MAX`]), left out by a claim, wait for a worker all the same: their row is held elsewhere, or they are
