@@ -20,6 +20,7 @@ use crate::store::StoreError;
 use crate::threads::deadlines::Deadlines;
 use crate::threads::feeder::{self, Feeder, Load};
 use crate::threads::finisher::{Finisher, Outcomes};
+use crate::threads::hand_off::HandOff;
 use crate::threads::http::{BindError, HttpCounts, HttpOptions, HttpServer, HttpThreads, raise_file_handles};
 use crate::threads::keeper::Keeper;
 use crate::threads::scheduler::{Scheduler, Ticker};
@@ -86,6 +87,7 @@ struct Running {
     finisher: Thread,
     deadlines: Thread,
     workers: Arc<Workers>,
+    hand_off: Option<Arc<HandOff>>,
     outcomes: Outcomes,
     metrics: Arc<Metrics>,
 }
@@ -106,13 +108,6 @@ impl Service {
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let is_stopping = Arc::new(AtomicBool::new(false));
 
-        let (submitter, submit_queue) = Submitter::new(
-            Arc::clone(&lifecycle),
-            Arc::clone(&metrics),
-            Arc::clone(&database),
-            settings.submit_queue_max,
-        );
-        let submitter = threads::start(submitter, Arc::default(), Arc::clone(&database))?;
         let keeper = Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
         let keeper = threads::start(keeper, database.begun(), Arc::clone(&database))?;
         let scheduler = {
@@ -135,6 +130,14 @@ impl Service {
                 Some(Running::start(settings, registry, &lifecycle, &held, &metrics, &ticker, &database)?)
             }
         };
+        let (submitter, submit_queue) = Submitter::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&metrics),
+            Arc::clone(&database),
+            running.as_ref().and_then(|running| running.hand_off.clone()),
+            settings.submit_queue_max,
+        );
+        let submitter = threads::start(submitter, Arc::default(), Arc::clone(&database))?;
         let http_counts = HttpCounts::default();
         let backend = backend::ServiceBackend {
             http: http_counts.clone(),
@@ -201,6 +204,7 @@ impl Service {
         self.is_stopping.store(true, Ordering::Release);
         if let Some(running) = &self.running {
             running.feeder.stop();
+            running.refuse_hand_offs();
             self.lifecycle.interrupt();
         }
         let http_deadline = started + HTTP_STOP_WAIT.min(self.drain.max(Duration::from_secs(1)));
@@ -253,6 +257,10 @@ impl Running {
             timeout: settings.job_timeout,
         };
         let workers = Workers::start(shop, settings.workers)?;
+        let hand_off = settings.hand_off.then(|| {
+            let of = (Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics), Arc::clone(&load));
+            Arc::new(HandOff::new(of.0, of.1, of.2, of.3, senders.clone()))
+        });
         let feeder = Feeder {
             lifecycle: Arc::clone(lifecycle),
             held: Arc::clone(held),
@@ -261,6 +269,7 @@ impl Running {
             channels: senders,
             untaken,
             load,
+            hand_off: hand_off.clone(),
             to_give_back: Vec::new(),
             is_unsure: false,
         };
@@ -270,12 +279,22 @@ impl Running {
             deadlines: threads::start(deadlines, Arc::default(), Arc::clone(database))?,
             feeder: threads::start(feeder, Arc::new(Wake::default()), Arc::clone(database))?,
             workers,
+            hand_off,
             outcomes,
             metrics: Arc::clone(metrics),
         })
     }
 
+    fn refuse_hand_offs(&self) {
+        if let Some(hand_off) = &self.hand_off {
+            hand_off.refuse();
+        }
+    }
+
     fn stop(self, lifecycle: &Lifecycle, held: &Held, drained: Instant) {
+        if let Some(hand_off) = &self.hand_off {
+            hand_off.close();
+        }
         self.feeder.join(Instant::now() + LAST_WRITES_WAIT);
         give_back(lifecycle, &self.metrics, held, held.close(), "claimed jobs that were not begun were given back");
         if !self.workers.join(drained) {

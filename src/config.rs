@@ -97,6 +97,8 @@ pub struct Settings {
     pub retry: RetryPolicy,
     /// `TRILANE_STARVATION_SECONDS`: a job that waited longer is promoted; none is where `None`.
     pub starvation: Option<Duration>,
+    /// Whether a job that finds an idle worker where it was submitted is stored claimed.
+    pub hand_off: bool,
     /// `TRILANE_RETENTION_DAYS`: how long completed and cancelled jobs are kept.
     pub retention: Duration,
 

@@ -13,7 +13,7 @@ mod recover;
 mod submit;
 mod timers;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use cut::Cut;
 pub use claim::Popped;
 pub use held::{Begin, Held};
 pub use outage::Outage;
-pub use submit::{Submission, SubmitError, SubmitFailure, SubmitResult};
+pub use submit::{Submission, SubmitError, SubmitFailure, SubmitResult, SubmittedClaimed};
 pub use timers::Timers;
 
 use crate::job::{ReplicaId, Token};
@@ -70,6 +70,8 @@ pub struct Lifecycle {
     // Since when that has been put off, if no lease was ended since.
     expiry_deferred: Mutex<Option<Instant>>,
     cut: Cut,
+    // Pushes to the lanes that this replica has begun.
+    pushes: AtomicU64,
     // When to search for lost ids besides the ticks: the next time, and the last that was asked for.
     looks: Mutex<Option<(Instant, Instant)>>,
     // The search for lost ids that goes on, one for each lane at most.
@@ -94,6 +96,7 @@ impl Lifecycle {
             leases_expired: AtomicBool::new(true),
             replicas_dead: AtomicBool::new(true),
             cut: Cut::default(),
+            pushes: AtomicU64::new(0),
             looks: Mutex::default(),
             sweeps: Mutex::default(),
             new_epoch: Mutex::new(None),
@@ -113,6 +116,11 @@ impl Lifecycle {
     /// The ids that wait in this process for their time.
     pub fn timers(&self) -> &Timers {
         &self.timers
+    }
+
+    /// How often this replica has begun to push ids into the lanes.
+    pub fn pushes(&self) -> u64 {
+        self.pushes.load(Ordering::Acquire)
     }
 
     /// Whether Redis is away, as far as is known.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::Settings;
-use super::choices::{LEVELS, LogFormat, Migrate, Role};
+use super::choices::{LEVELS, LogFormat, Migrate, Role, yes_or_no};
 use super::database::Database;
 use super::reader::{Reader, fits};
 use super::secret::{Secret, split_authority};
@@ -50,6 +50,7 @@ impl Settings {
                 cap: reader.duration("TRILANE_RETRY_CAP_MS"),
             },
             starvation: reader.duration_or_off("TRILANE_STARVATION_SECONDS"),
+            hand_off: reader.choice("TRILANE_HAND_OFF", &[true, false], yes_or_no),
             retention: reader.duration("TRILANE_RETENTION_DAYS"),
             log: reader.choice("TRILANE_LOG", &LEVELS, |level| level.as_str()),
             log_format: reader.choice("TRILANE_LOG_FORMAT", &LogFormat::ALL, LogFormat::as_str),

@@ -52,6 +52,7 @@ impl Settings {
             ("TRILANE_RETRY_BASE_MS", milliseconds(self.retry.base)),
             ("TRILANE_RETRY_CAP_MS", milliseconds(self.retry.cap)),
             ("TRILANE_STARVATION_SECONDS", self.starvation.map_or_else(|| "off".to_owned(), seconds)),
+            ("TRILANE_HAND_OFF", yes_or_no(self.hand_off).to_owned()),
             ("TRILANE_RETENTION_DAYS", (self.retention.as_secs() / (24 * 60 * 60)).to_string()),
             ("TRILANE_LOG", self.log.as_str().to_ascii_lowercase()),
             ("TRILANE_LOG_FORMAT", self.log_format.as_str().to_owned()),

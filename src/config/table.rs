@@ -158,6 +158,8 @@ pub const SETTINGS: &[Setting] = &[
         "Longest wait before any retry"),
     row("TRILANE_STARVATION_SECONDS", "seconds", "off", "1 to 86,400, or off",
         "Promotes a job that waited this long past its turn in a lower lane"),
+    row("TRILANE_HAND_OFF", "", "yes", "yes or no",
+        "Whether a job that finds an idle worker where it is submitted, and no other job ahead, goes straight to it, without Redis"),
     row("TRILANE_RETENTION_DAYS", "days", "7", "1 to 3,650",
         "How long completed and cancelled jobs are kept"),
 

@@ -60,6 +60,7 @@ impl Lifecycle {
             }
             Err(error) => {
                 // Not lost, only late: the row says dispatched, the lane has it again.
+                self.note_push();
                 if let Err(error) = self.lanes.push_front(lane, &seqs) {
                     self.look_again();
                     self.note_lanes_error(&error);
@@ -132,6 +133,7 @@ impl Lifecycle {
             if seqs.is_empty() {
                 continue;
             }
+            self.note_push();
             let pushed = if self.policy.lanes_are_shared {
                 self.lanes.push_front(lane, &seqs)
             } else {

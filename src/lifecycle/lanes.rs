@@ -1,5 +1,6 @@
 //! The lanes as hints: pushing ids, timers that come due, and whether Redis is there and still has its data.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -32,6 +33,7 @@ impl Lifecycle {
             self.give_back(lots);
             return [None; 3];
         }
+        self.note_push();
         match self.lanes.push_many(lots) {
             Ok(pushed) => {
                 self.hold_back(&pushed.refused);
@@ -47,6 +49,11 @@ impl Lifecycle {
                 [None; 3]
             }
         }
+    }
+
+    /// Before each push: what is pushed goes before what comes later.
+    pub(super) fn note_push(&self) {
+        self.pushes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Leaves ids to the table until their lane has drained.

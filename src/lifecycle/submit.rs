@@ -1,13 +1,13 @@
 //! From a call to the table: storing jobs, and handing on those that are due.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::{Lifecycle, in_ms};
 use crate::fault::fault_point;
-use crate::job::{Job, Lane, NewJob, Seq, Status};
+use crate::job::{ClaimedJob, Job, Lane, NewJob, Seq, Status};
 use crate::store::{Horizon, Idempotency, KeyTaken, StoreError, Stored, Submitted};
 
 /// Jobs to be stored together, and the key under which the answer is kept.
@@ -51,6 +51,17 @@ pub struct SubmitResult {
     pub replayed: bool,
 }
 
+/// Jobs that were stored, those of them that this replica runs itself, and how long it may count on them.
+#[derive(Debug)]
+pub struct SubmittedClaimed {
+    /// One for each job, in their order.
+    pub results: Vec<Result<Job, KeyTaken>>,
+    /// Under one lease.
+    pub claimed: Vec<ClaimedJob>,
+    /// By this replica's own clock.
+    pub valid_until: Instant,
+}
+
 /// How submitting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitFailure {
@@ -73,7 +84,24 @@ impl Lifecycle {
         let horizon = self.horizon();
         let results = self.noting(self.store.submit(jobs, self.policy.replica, horizon))?;
         fault_point!("submit.committed");
-        Ok(self.hand_on(jobs, results, horizon))
+        Ok(self.hand_on(jobs, results, horizon, &HashSet::new()))
+    }
+
+    /// [`Lifecycle::submit`] of jobs that are due now, claimed in the same commit by this replica, which is to run them at once.
+    ///
+    /// Crash window "after the commit, before a worker has them": as after any claim, the lease runs out.
+    ///
+    /// # Errors
+    /// As [`Store::submit_claimed`]. The claim may have been stored all the same, as after [`Store::claim`].
+    pub fn submit_claimed(&self, jobs: &[&NewJob]) -> Result<SubmittedClaimed, StoreError> {
+        let valid_until = Instant::now() + self.policy.lease;
+        let horizon = self.horizon();
+        let (stored, claimed) =
+            self.noting(self.store.submit_claimed(jobs, self.policy.replica, horizon, self.policy.lease))?;
+        fault_point!("submit_claimed.committed");
+        let taken: HashSet<Seq> = claimed.iter().map(|job| job.seq).collect();
+        let results = self.hand_on(jobs, stored, horizon, &taken);
+        Ok(SubmittedClaimed { results, claimed, valid_until })
     }
 
     /// [`Lifecycle::submit`] for a call with an idempotency key.
@@ -85,7 +113,7 @@ impl Lifecycle {
         match self.noting(self.store.submit_once(jobs, idempotency, self.policy.replica, horizon))? {
             Submitted::Now(results) => {
                 fault_point!("submit_once.committed");
-                Ok(SubmitResult { results: self.hand_on(jobs, results, horizon), replayed: false })
+                Ok(SubmitResult { results: self.hand_on(jobs, results, horizon, &HashSet::new()), replayed: false })
             }
             Submitted::Before(results) => Ok(SubmitResult { results: self.as_they_are_now(results)?, replayed: true }),
             Submitted::Mismatch => Err(SubmitFailure::IdempotencyMismatch),
@@ -114,15 +142,18 @@ impl Lifecycle {
         }
     }
 
+    /// Hands on the jobs that are not among those `taken` already.
     pub(super) fn hand_on(
         &self,
         jobs: &[&NewJob],
         results: Vec<Result<Stored, KeyTaken>>,
         horizon: Horizon,
+        taken: &HashSet<Seq>,
     ) -> Vec<Result<Job, KeyTaken>> {
         let mut now: Vec<(Lane, Vec<Seq>)> = Lane::ALL.map(|lane| (lane, Vec::new())).into();
         for (job, result) in jobs.iter().zip(&results) {
             match result {
+                Ok(Stored { seq, .. }) if taken.contains(seq) => {}
                 Ok(Stored { seq, due_in_ms: Some(0), .. }) => now[job.lane.index()].1.push(*seq),
                 Ok(Stored { seq, due_in_ms: Some(ms), .. }) => self.timers.add(in_ms(*ms), job.lane, *seq),
                 Ok(Stored { due_in_ms: None, .. }) if horizon.of(job.lane).is_none() => self.left_in_table(job.lane),

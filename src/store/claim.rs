@@ -177,7 +177,8 @@ fn claim_waiting(
     claim(session, seqs, replica, lease, false)
 }
 
-fn claim(
+/// A claim within the transaction of the session, or as one of its own.
+pub(super) fn claim(
     session: &mut Session,
     seqs: &[Seq],
     replica: ReplicaId,

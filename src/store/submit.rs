@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
-use super::{BATCH_MAX, Dialect, Store, StoreError, keys, millis, time};
+use super::{BATCH_MAX, Dialect, Store, StoreError, claim, keys, millis, time};
 use crate::clock::Timestamp;
-use crate::job::{Lane, NewJob, ReplicaId, Seq, Start};
+use crate::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start};
 
 /// Payload that one statement stores at most, in bytes of UTF-8: FreeTDS sends up to 8,189,952 UTF-16 units, and as JSON a payload may
 /// grow to twice its length and more.
@@ -122,6 +122,32 @@ impl Store {
         self.write(|session| {
             let free = take_keys(session, jobs)?;
             insert(session, &free, replica, horizon)
+        })
+    }
+
+    /// [`Store::submit`], and in the same transaction a claim of those that are due, for `lease` from now.
+    ///
+    /// # Errors
+    /// As [`Store::submit`].
+    #[expect(clippy::type_complexity, reason = "what each half of it gives")]
+    pub fn submit_claimed(
+        &self,
+        jobs: &[&NewJob],
+        replica: ReplicaId,
+        horizon: impl Into<Horizon>,
+        lease: Duration,
+    ) -> Result<(Vec<Result<Stored, KeyTaken>>, Vec<ClaimedJob>), StoreError> {
+        let horizon = horizon.into();
+        self.write(|session| {
+            let free = take_keys(session, jobs)?;
+            let stored = insert(session, &free, replica, horizon)?;
+            let due = stored.iter().flatten().filter(|stored| stored.due_in_ms == Some(0));
+            let seqs: Vec<Seq> = due.map(|stored| stored.seq).collect();
+            let mut claimed = Vec::with_capacity(seqs.len());
+            for seqs in seqs.chunks(BATCH_MAX) {
+                claimed.extend(claim::claim(session, seqs, replica, lease, false)?.jobs);
+            }
+            Ok((stored, claimed))
         })
     }
 

@@ -9,12 +9,13 @@
 //! 5. After a claim whose result it could not learn, gives back what it may have got.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Duty;
+use super::hand_off::HandOff;
 use super::scheduler::Ticker;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::lifecycle::{Held, Lifecycle, Popped};
@@ -37,6 +38,8 @@ const TABLE_POLL: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Workers that wait for a job.
     pub idle: AtomicUsize,
+    // Those, less the jobs that are on their way to them.
+    free: AtomicI64,
     /// Workers there are, without those that hang for good.
     pub workers: AtomicUsize,
     /// Called when a worker becomes free.
@@ -45,6 +48,33 @@ pub struct Load {
 }
 
 impl Load {
+    /// A worker waits for its next job.
+    pub fn begin_idle(&self) {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        self.free.fetch_add(1, Ordering::Relaxed);
+        self.freed.wake();
+    }
+
+    /// It has one.
+    pub fn end_idle(&self) {
+        self.idle.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Jobs are about to be handed out, to idle workers or to wait for some.
+    pub fn take(&self, jobs: usize) {
+        self.free.fetch_sub(i64::try_from(jobs).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Jobs were taken back that no worker had taken yet.
+    fn take_back(&self, jobs: usize) {
+        self.free.fetch_add(i64::try_from(jobs).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Idle workers to which no job is on its way.
+    pub fn free(&self) -> usize {
+        usize::try_from(self.free.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
     /// Takes the run time of one more attempt into the moving average.
     pub fn note(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -92,6 +122,8 @@ pub struct Feeder {
     pub to_give_back: Vec<(Seq, Token)>,
     /// How many the workers are, and how busy.
     pub load: Arc<Load>,
+    /// The way past the lanes, which is open while they are empty; if there is one.
+    pub hand_off: Option<Arc<HandOff>>,
     /// Whether a claim may have been stored without this replica learning of it.
     pub is_unsure: bool,
 }
@@ -116,6 +148,7 @@ impl Feeder {
         self.is_unsure |= popped.is_unsure;
         Metrics::add(&self.metrics.claimed, popped.jobs.len());
         self.held.add(&popped.jobs, valid_until);
+        self.load.take(popped.jobs.len());
         for job in popped.jobs {
             drop(self.channels[popped.lane.index()].send(job)); // OK: `untaken` keeps the other end, so it never fails
         }
@@ -149,9 +182,38 @@ impl Feeder {
         }
     }
 
+    fn release_unknown(&self) -> Result<(), StoreError> {
+        let release = || self.lifecycle.release_unknown(&self.held.known());
+        match &self.hand_off {
+            Some(hand_off) => hand_off.made_sure(release),
+            None => release(),
+        }
+    }
+
+    /// Claims from the lanes. Where they have just been found empty, the way past them opens until something comes.
+    fn claim(&self, room: &[(Lane, usize)], wait: Duration) -> Result<Option<Popped>, StoreError> {
+        let Some(hand_off) = self.hand_off.as_ref().filter(|_| !wait.is_zero()) else {
+            return self.lifecycle.claim_from_lanes(room, wait);
+        };
+        let pushes = self.lifecycle.pushes();
+        if !hand_off.was_empty_at(pushes) {
+            match self.lifecycle.claim_from_lanes(room, Duration::ZERO)? {
+                Some(popped) if popped.valid_until.is_none() => hand_off.lanes_are_empty(pushes),
+                popped => return Ok(popped),
+            }
+        }
+        let popped = self.lifecycle.claim_from_lanes(room, wait);
+        if !matches!(&popped, Ok(Some(Popped { valid_until: None, .. }))) {
+            hand_off.lanes_are_not_empty();
+        }
+        popped
+    }
+
     /// Gives back what was claimed for workers that all hang by now. It is kept until the table has taken it, for nobody else knows of it.
     fn give_back_untaken(&mut self) -> Result<(), StoreError> {
+        let before = self.to_give_back.len();
         self.to_give_back.extend(self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)));
+        self.load.take_back(self.to_give_back.len() - before);
         if self.to_give_back.is_empty() {
             return Ok(());
         }
@@ -179,8 +241,8 @@ impl Duty for Feeder {
     const NAME: &'static str = "feeder";
 
     fn round(&mut self) -> Result<Duration, StoreError> {
-        if self.is_unsure {
-            self.lifecycle.release_unknown(&self.held.known())?;
+        if self.is_unsure || self.hand_off.as_ref().is_some_and(|hand_off| hand_off.is_unsure()) {
+            self.release_unknown()?;
             if !self.lifecycle.policy().lanes_are_shared {
                 // Given back to the table, and not to the lanes of a process that may be about to end.
                 self.ticker.tick_now();
@@ -205,7 +267,7 @@ impl Duty for Feeder {
             Duration::ZERO
         };
         self.is_unsure = true;
-        let popped = self.lifecycle.claim_from_lanes(&room, wait)?;
+        let popped = self.claim(&room, wait)?;
         self.is_unsure = false;
         match popped {
             Some(popped) if popped.valid_until.is_some() => self.hand_out(popped),
@@ -254,6 +316,7 @@ mod tests {
             channels,
             untaken: untaken.clone(),
             load: Arc::default(),
+            hand_off: None,
             to_give_back: Vec::new(),
             is_unsure: false,
         };

@@ -3,7 +3,8 @@
 //! 1. Waits for a call; takes all that wait with it, up to one batch of rows.
 //! 2. Stores them in one transaction; calls with an idempotency key have one each. Where that takes too long, the batch is cut in halves, and
 //!    the next ones are smaller.
-//! 3. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
+//! 3. Where workers are idle and nothing is ahead of the batch, stores it claimed, and hands it to them (`hand_off`).
+//! 4. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
+use super::hand_off::HandOff;
 use super::{Duty, ERROR_REPEAT, lock};
 use crate::job::{Job, NewJob};
 use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitFailure, SubmitResult};
@@ -174,6 +176,7 @@ pub struct Submitter {
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
     database: Arc<Outage>,
+    hand_off: Option<Arc<HandOff>>,
     pace: Pace,
 }
 
@@ -183,6 +186,7 @@ impl Submitter {
         lifecycle: Arc<Lifecycle>,
         metrics: Arc<Metrics>,
         database: Arc<Outage>,
+        hand_off: Option<Arc<HandOff>>,
         jobs_waiting_max: usize,
     ) -> (Submitter, SubmitQueue) {
         // Bounded by the count of jobs, not of calls: each call holds at least one.
@@ -195,7 +199,7 @@ impl Submitter {
             metrics: Arc::clone(&metrics),
             told: Arc::default(),
         };
-        (Submitter { calls, lifecycle, metrics, database, pace: Pace::new() }, queue)
+        (Submitter { calls, lifecycle, metrics, database, hand_off, pace: Pace::new() }, queue)
     }
 
     /// Takes all that waits behind `first`, up to one batch of rows.
@@ -233,7 +237,8 @@ impl Submitter {
         }
         let jobs: Vec<&NewJob> = calls.iter().flat_map(|call| &call.submission.jobs).collect();
         let (rows, begun) = (jobs.len(), Instant::now());
-        match self.lifecycle.submit(&jobs) {
+        let handed_off = self.hand_off.as_ref().and_then(|hand_off| hand_off.submit(&jobs));
+        match handed_off.unwrap_or_else(|| self.lifecycle.submit(&jobs)) {
             Ok(results) => {
                 let now = Instant::now();
                 if calls.iter().any(|call| now >= call.until) {
@@ -344,7 +349,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     fn submitter(bench: &Bench) -> (Submitter, SubmitQueue) {
-        Submitter::new(Arc::clone(&bench.lifecycle), Arc::default(), Arc::new(Outage::new("the database")), 10)
+        Submitter::new(Arc::clone(&bench.lifecycle), Arc::default(), Arc::new(Outage::new("the database")), None, 10)
     }
 
     /// A call that waits in `queue`, and where its answer comes.

@@ -197,15 +197,14 @@ impl Workers {
 
     fn next(&self) -> Option<ClaimedJob> {
         let load = &self.shop.load;
-        load.idle.fetch_add(1, Ordering::Relaxed);
-        load.freed.wake();
+        load.begin_idle();
         let [high, medium, low] = &self.shop.channels;
         let next = select_biased! {
             recv(high) -> job => job,
             recv(medium) -> job => job,
             recv(low) -> job => job,
         };
-        load.idle.fetch_sub(1, Ordering::Relaxed);
+        load.end_idle();
         next.ok().or_else(|| self.last())
     }
 

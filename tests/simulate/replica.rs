@@ -130,6 +130,7 @@ impl Replica {
             ),
             keeper: Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database)),
             feeder: Feeder {
+                hand_off: None,
                 lifecycle: Arc::clone(&lifecycle),
                 held: Arc::clone(&held),
                 metrics: Arc::clone(&metrics),
