@@ -20,10 +20,10 @@ use crate::store::StoreError;
 use crate::threads::deadlines::Deadlines;
 use crate::threads::feeder::{self, Feeder, Load};
 use crate::threads::finisher::{Finisher, Outcomes};
-use crate::threads::hand_off::HandOff;
 use crate::threads::http::{BindError, HttpCounts, HttpOptions, HttpServer, HttpThreads, raise_file_handles};
 use crate::threads::keeper::Keeper;
-use crate::threads::scheduler::{Scheduler, Ticker};
+use crate::threads::scheduler::{PolicyOf, Scheduler, Ticker};
+use crate::threads::submitter::hand_off::HandOff;
 use crate::threads::submitter::{SubmitQueue, Submitter};
 use crate::threads::worker::{Shop, Workers};
 use crate::threads::{self, Thread};
@@ -107,17 +107,14 @@ impl Service {
         let registry = Arc::new(registry);
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let is_stopping = Arc::new(AtomicBool::new(false));
-
         let keeper = Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database));
         let keeper = threads::start(keeper, database.begun(), Arc::clone(&database))?;
         let scheduler = {
-            let (registry, retry) = (Arc::clone(&registry), settings.retry);
-            let policy_of = move |job_type: &str| registry.get(job_type).and_then(|entry| entry.retry).unwrap_or(retry);
             let scheduler = Scheduler::new(
                 Arc::clone(&lifecycle),
                 Arc::clone(&metrics),
                 ticker.clone(),
-                Arc::new(policy_of),
+                retry_policies(settings, &registry),
                 settings.retention,
                 settings.starvation,
             );
@@ -312,6 +309,12 @@ impl Running {
         self.finisher.join(last_writes);
         give_back(lifecycle, &self.metrics, held, held.unsettled(), "unfinished jobs were given back");
     }
+}
+
+/// How each type is tried again.
+fn retry_policies(settings: &Settings, registry: &Arc<Registry>) -> PolicyOf {
+    let (registry, retry) = (Arc::clone(registry), settings.retry);
+    Arc::new(move |job_type: &str| registry.get(job_type).and_then(|entry| entry.retry).unwrap_or(retry))
 }
 
 fn give_back(

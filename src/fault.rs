@@ -6,6 +6,7 @@
 //!
 //! | name | crash window |
 //! |---|---|
+//! | `submit_claimed.committed` | after the commit of an INSERT that claims its jobs, before a worker has them |
 //! | `submit.committed` | after the commit of an INSERT, before the push of its ids |
 //! | `submit_once.committed` | the same, of a call with an idempotency key |
 //! | `claim.popped` | after ids were popped, before they are claimed |

@@ -697,6 +697,40 @@ fn a_lease_is_renewed_until_another_ends_it() {
 }
 
 #[test]
+fn jobs_are_stored_claimed_in_their_order() {
+    on_every_dialect(|store| {
+        let holder = submit_one(store, NewJob { unique_key: Some("k".into()), ..NewJob::new("x", "{}") });
+        let mut new = jobs(3, Lane::High);
+        new[1] = NewJob { timeout: Some(Duration::from_secs(7)), max_retries: 9, ..NewJob::new("é", "{\"ü\":1}") };
+        let plain = store.submit_claimed(&new.iter().collect::<Vec<_>>(), REPLICA, LEASE).expect("stored");
+        let keyed = ["k", "other"].map(|key| NewJob { unique_key: Some(key.into()), ..NewJob::new("x", "{}") });
+        let keyed = store.submit_claimed(&keyed.each_ref(), REPLICA, LEASE).expect("stored");
+
+        let claimed: Vec<ClaimedJob> = plain.into_iter().map(|result| result.expect("no key").1).collect();
+        assert!(claimed.iter().all(|job| job.token == claimed[0].token), "one lease");
+        assert!(claimed.is_sorted_by_key(|job| job.seq) && claimed[0].seq > holder.seq);
+        for (job, new) in claimed.iter().zip(&new) {
+            let shown = (&job.job_type, &job.payload, job.lane, job.max_retries, job.timeout, job.attempt());
+            assert_eq!(shown, (&new.job_type, &new.payload, new.lane, new.max_retries, new.timeout, 1));
+            assert_eq!((job.id, status(store, job.id)), (new.id, Status::Running));
+        }
+        assert_eq!(
+            keyed[0].as_ref().map_err(|taken| store.job(taken.held_by).expect("read").map(|job| job.seq)).err(),
+            Some(Some(holder.seq))
+        );
+        let other = keyed[1].as_ref().expect("its key was free").1.clone();
+        assert_eq!(other.unique_key.as_deref(), Some("other"));
+        let done = outcome(&claimed[0], Verdict::Complete);
+        assert_eq!(store.finish(&[done], REPLICA, None).expect("stored").len(), 1);
+        let released = store.release_unknown(REPLICA, &[other.token]).expect("released");
+        assert_eq!(
+            released.iter().map(|job| job.seq).collect::<HashSet<_>>(),
+            claimed[1..].iter().map(|job| job.seq).collect()
+        );
+    });
+}
+
+#[test]
 fn a_claim_that_its_replica_never_learned_of_is_given_back() {
     on_every_dialect(|store| {
         let known = claim_one(store, submit_one(store, NewJob::new("x", "{}")));

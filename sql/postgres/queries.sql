@@ -82,6 +82,24 @@ order by g.ord
 returning Seq, cast(Id as text), cast(floor(extract(epoch from CreatedAt) * 1000) as bigint), cast(floor(extract(epoch from RunAt) * 1000) as bigint),
           cast(ceil(extract(epoch from DispatchedAt - now()) * 1000) as bigint)
 
+-- submit_claimed: stores jobs that are due now, already claimed by the replica that stores them, under one new lease.
+-- Params: 1 jobs (JSON array, up to 1,000, of {id, type, payload, lane, max_retries, timeout_ms})  2 replica  3 lease_ms  4 replica  5 replica.
+-- Returns token, seq, id, created_ms.
+with given as materialized (
+    select nextval(pg_get_serial_sequence('Jobs', 'seq')) as seq, g.*
+    from (select * from rows from (json_to_recordset(cast(? as json)) as (id uuid, type text, payload text, lane text, max_retries integer, timeout_ms integer))
+              with ordinality as o(id, type, payload, lane, max_retries, timeout_ms, ord) order by ord) as g
+), lease as (
+    insert into Leases (ReplicaId, LeaseUntil, Seqs)
+    select cast(? as bigint), now() + ? * {ms}, (select cast(json_agg(seq) as text) from given)
+    returning Token
+)
+insert into Jobs (Seq, Id, Type, Payload, Priority, MaxRetries, RunAt, TimeoutMs, Status, StartedAt, LeaseToken, LeasedBy, DispatchedAt, DispatchedBy)
+select g.seq, g.id, g.type, g.payload, g.lane, g.max_retries, now(), g.timeout_ms, 'running', now(), l.Token, cast(? as bigint), now(), cast(? as bigint)
+from given as g cross join lease as l
+order by g.seq
+returning LeaseToken, Seq, cast(Id as text), cast(floor(extract(epoch from CreatedAt) * 1000) as bigint)
+
 -- idempotency_add: remembers the results of a call. Fails if its key is there.
 -- Params: 1 key  2 hash (hex)  3 results (JSON).
 insert into IdempotencyKeys (IdempotencyKey, RequestHash, Results) values (?, ?, ?)

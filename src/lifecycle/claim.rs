@@ -32,13 +32,19 @@ type Decided = (Seq, Token);
 const HELD_PAUSE_MS: u64 = 1_000;
 
 impl Lifecycle {
-    /// Takes ids from the lanes, up to the room of each, and claims their jobs. `Ok(None)`: Redis is away.
+    /// Takes ids from the lanes, up to the room of each, and claims their jobs. `Ok(None)`: Redis is away. What has no room any more when it
+    /// comes goes back.
     ///
     /// Crash window "popped, not yet claimed": as if the id had never been pushed.
     ///
     /// # Errors
     /// As [`Store::claim`]; ids that were popped are given back to dispatch where the database still takes that.
-    pub fn claim_from_lanes(&self, room: &[(Lane, usize)], wait: Duration) -> Result<Option<Popped>, StoreError> {
+    pub fn claim_from_lanes(
+        &self,
+        room: &[(Lane, usize)],
+        wait: Duration,
+        room_now: impl Fn(Lane) -> usize,
+    ) -> Result<Option<Popped>, StoreError> {
         let popped = match self.lanes.pop(room, wait) {
             Ok(popped) => popped,
             Err(error) => {
@@ -46,10 +52,16 @@ impl Lifecycle {
                 return Ok(None);
             }
         };
-        let Some((lane, seqs)) = popped else { return Ok(Some(Popped::default())) };
+        let Some((lane, mut seqs)) = popped else { return Ok(Some(Popped::default())) };
         fault_point!("claim.popped");
+        let popped_count = seqs.len();
+        let excess = seqs.split_off(seqs.len().min(room_now(lane)));
+        self.put_back(lane, &excess);
+        if seqs.is_empty() {
+            return Ok(Some(Popped::default()));
+        }
         let asked = room.iter().find(|(of, _)| *of == lane).map_or(0, |(_, room)| *room);
-        let drained = seqs.len() < asked.min(POP_IDS_MAX) && self.cut.is_on(lane);
+        let drained = popped_count < asked.min(POP_IDS_MAX) && self.cut.is_on(lane);
         let valid_until = Instant::now() + self.policy.lease;
         let claim = match self.store.claim(&seqs, self.policy.replica, self.policy.lease) {
             Ok(claim) => claim,
@@ -60,11 +72,7 @@ impl Lifecycle {
             }
             Err(error) => {
                 // Not lost, only late: the row says dispatched, the lane has it again.
-                self.note_push();
-                if let Err(error) = self.lanes.push_front(lane, &seqs) {
-                    self.look_again();
-                    self.note_lanes_error(&error);
-                }
+                self.put_back(lane, &seqs);
                 return Err(error);
             }
         };
@@ -73,6 +81,18 @@ impl Lifecycle {
             claim.left.iter().for_each(|seq| self.timers.add(in_ms(HELD_PAUSE_MS), lane, *seq));
         } // Else they are late by up to a tick: the search for lost ids finds them.
         Ok(Some(self.popped(lane, claim, valid_until, drained)))
+    }
+
+    /// Puts ids that were popped and not claimed back where they came from.
+    fn put_back(&self, lane: Lane, seqs: &[Seq]) {
+        if seqs.is_empty() {
+            return;
+        }
+        self.note_push();
+        if let Err(error) = self.lanes.push_front(lane, seqs) {
+            self.look_again();
+            self.note_lanes_error(&error);
+        }
     }
 
     fn popped(&self, lane: Lane, claim: Claim, valid_until: Instant, drained: bool) -> Popped {

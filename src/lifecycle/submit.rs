@@ -1,6 +1,6 @@
 //! From a call to the table: storing jobs, and handing on those that are due.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Lifecycle, in_ms};
 use crate::fault::fault_point;
 use crate::job::{ClaimedJob, Job, Lane, NewJob, Seq, Status};
-use crate::store::{Horizon, Idempotency, KeyTaken, StoreError, Stored, Submitted};
+use crate::store::{Horizon, Idempotency, KeyTaken, StoreError, Stored, StoredClaimed, Submitted};
 
 /// Jobs to be stored together, and the key under which the answer is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Lifecycle {
         let horizon = self.horizon();
         let results = self.noting(self.store.submit(jobs, self.policy.replica, horizon))?;
         fault_point!("submit.committed");
-        Ok(self.hand_on(jobs, results, horizon, &HashSet::new()))
+        Ok(self.hand_on(jobs, results, horizon))
     }
 
     /// [`Lifecycle::submit`] of jobs that are due now, claimed in the same commit by this replica, which is to run them at once.
@@ -95,12 +95,16 @@ impl Lifecycle {
     /// As [`Store::submit_claimed`]. The claim may have been stored all the same, as after [`Store::claim`].
     pub fn submit_claimed(&self, jobs: &[&NewJob]) -> Result<SubmittedClaimed, StoreError> {
         let valid_until = Instant::now() + self.policy.lease;
-        let horizon = self.horizon();
-        let (stored, claimed) =
-            self.noting(self.store.submit_claimed(jobs, self.policy.replica, horizon, self.policy.lease))?;
+        let stored = self.noting(self.store.submit_claimed(jobs, self.policy.replica, self.policy.lease))?;
         fault_point!("submit_claimed.committed");
-        let taken: HashSet<Seq> = claimed.iter().map(|job| job.seq).collect();
-        let results = self.hand_on(jobs, stored, horizon, &taken);
+        let mut claimed = Vec::with_capacity(jobs.len());
+        let result = |(job, result): (&&NewJob, Result<StoredClaimed, KeyTaken>)| {
+            result.map(|(stored, claim)| {
+                claimed.push(claim);
+                stored_job(job, &stored)
+            })
+        };
+        let results = jobs.iter().zip(stored).map(result).collect();
         Ok(SubmittedClaimed { results, claimed, valid_until })
     }
 
@@ -113,7 +117,7 @@ impl Lifecycle {
         match self.noting(self.store.submit_once(jobs, idempotency, self.policy.replica, horizon))? {
             Submitted::Now(results) => {
                 fault_point!("submit_once.committed");
-                Ok(SubmitResult { results: self.hand_on(jobs, results, horizon, &HashSet::new()), replayed: false })
+                Ok(SubmitResult { results: self.hand_on(jobs, results, horizon), replayed: false })
             }
             Submitted::Before(results) => Ok(SubmitResult { results: self.as_they_are_now(results)?, replayed: true }),
             Submitted::Mismatch => Err(SubmitFailure::IdempotencyMismatch),
@@ -142,18 +146,15 @@ impl Lifecycle {
         }
     }
 
-    /// Hands on the jobs that are not among those `taken` already.
     pub(super) fn hand_on(
         &self,
         jobs: &[&NewJob],
         results: Vec<Result<Stored, KeyTaken>>,
         horizon: Horizon,
-        taken: &HashSet<Seq>,
     ) -> Vec<Result<Job, KeyTaken>> {
         let mut now: Vec<(Lane, Vec<Seq>)> = Lane::ALL.map(|lane| (lane, Vec::new())).into();
         for (job, result) in jobs.iter().zip(&results) {
             match result {
-                Ok(Stored { seq, .. }) if taken.contains(seq) => {}
                 Ok(Stored { seq, due_in_ms: Some(0), .. }) => now[job.lane.index()].1.push(*seq),
                 Ok(Stored { seq, due_in_ms: Some(ms), .. }) => self.timers.add(in_ms(*ms), job.lane, *seq),
                 Ok(Stored { due_in_ms: None, .. }) if horizon.of(job.lane).is_none() => self.left_in_table(job.lane),

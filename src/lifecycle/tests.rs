@@ -1,4 +1,3 @@
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::slice::from_ref;
 
@@ -264,7 +263,7 @@ fn what_was_stored_as_redis_came_back_is_dispatched_without_a_tick() {
 
     // The tick at its return has come before the commits.
     assert!(lifecycle.lanes_outage.ends());
-    let submitted = lifecycle.hand_on(&new, results, horizon, &HashSet::new());
+    let submitted = lifecycle.hand_on(&new, results, horizon);
     lifecycle.finished(from_ref(&outcome), &accepted.expect("stored"));
 
     assert!(lifecycle.is_cut() && lifecycle.next_missed().is_some(), "the scheduler looks at the table soon");

@@ -38,7 +38,7 @@ pub use outcome::{Accepted, Cancelled, Outcome, Released, Revived};
 pub use pool::installed_drivers;
 pub use prune::Pruned;
 pub use read::{DeadLetterFilter, JobFilter};
-pub use submit::{Horizon, Idempotency, KeyTaken, Stored, Submitted};
+pub use submit::{Horizon, Idempotency, KeyTaken, Stored, StoredClaimed, Submitted};
 pub use sweep::{Recalled, Sweep};
 
 use pool::{Connector, Loan, Pool};

@@ -10,7 +10,7 @@ use super::batch::{Text, Texts, json};
 use super::session::{Param, Session};
 use super::{BATCH_MAX, Dialect, Store, StoreError, claim, keys, millis, time};
 use crate::clock::Timestamp;
-use crate::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start};
+use crate::job::{ClaimedJob, Lane, NewJob, ReplicaId, Seq, Start, Token};
 
 /// Payload that one statement stores at most, in bytes of UTF-8: FreeTDS sends up to 8,189,952 UTF-16 units, and as JSON a payload may
 /// grow to twice its length and more.
@@ -56,6 +56,9 @@ pub struct Stored {
     /// Milliseconds until it is due where it counts as dispatched, zero for now; `None`: the scheduler will dispatch it.
     pub due_in_ms: Option<u64>,
 }
+
+/// A job that was stored claimed.
+pub type StoredClaimed = (Stored, ClaimedJob);
 
 /// The unique key of a submitted job belongs to another live job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +117,7 @@ impl Store {
         horizon: impl Into<Horizon>,
     ) -> Result<Vec<Result<Stored, KeyTaken>>, StoreError> {
         let horizon = horizon.into();
-        let is_one_statement = batches(jobs).len() <= 1 && jobs.iter().all(|job| job.unique_key.is_none());
-        if is_one_statement && self.dialect != Dialect::Sqlite {
+        if is_one_statement(jobs) && self.dialect != Dialect::Sqlite {
             let free: Vec<Result<&NewJob, KeyTaken>> = jobs.iter().map(|job| Ok(*job)).collect();
             return self.write_one(|session| insert(session, &free, replica, horizon));
         }
@@ -125,29 +127,37 @@ impl Store {
         })
     }
 
-    /// [`Store::submit`], and in the same transaction a claim of those that are due, for `lease` from now.
+    /// Stores jobs that are due now, and in the same transaction claims them for `lease`. On PostgreSQL one statement does both, where no job
+    /// has a unique key.
     ///
     /// # Errors
     /// As [`Store::submit`].
-    #[expect(clippy::type_complexity, reason = "what each half of it gives")]
     pub fn submit_claimed(
         &self,
         jobs: &[&NewJob],
         replica: ReplicaId,
-        horizon: impl Into<Horizon>,
         lease: Duration,
-    ) -> Result<(Vec<Result<Stored, KeyTaken>>, Vec<ClaimedJob>), StoreError> {
-        let horizon = horizon.into();
+    ) -> Result<Vec<Result<StoredClaimed, KeyTaken>>, StoreError> {
+        if self.dialect == Dialect::Postgres && is_one_statement(jobs) {
+            return self.write_one(|session| insert_claimed(session, jobs, replica, lease));
+        }
         self.write(|session| {
             let free = take_keys(session, jobs)?;
-            let stored = insert(session, &free, replica, horizon)?;
-            let due = stored.iter().flatten().filter(|stored| stored.due_in_ms == Some(0));
-            let seqs: Vec<Seq> = due.map(|stored| stored.seq).collect();
-            let mut claimed = Vec::with_capacity(seqs.len());
+            let stored = insert(session, &free, replica, Horizon::from(Some(0)))?;
+            let seqs: Vec<Seq> = stored.iter().flatten().map(|stored| stored.seq).collect();
+            let mut claimed: HashMap<Seq, ClaimedJob> = HashMap::with_capacity(seqs.len());
             for seqs in seqs.chunks(BATCH_MAX) {
-                claimed.extend(claim::claim(session, seqs, replica, lease, false)?.jobs);
+                let claim = claim::claim(session, seqs, replica, lease, false)?;
+                claimed.extend(claim.jobs.into_iter().map(|job| (job.seq, job)));
             }
-            Ok((stored, claimed))
+            let with_claim = |result: Result<Stored, KeyTaken>| match result {
+                Err(taken) => Ok(Err(taken)),
+                Ok(stored) => {
+                    let job = claimed.remove(&stored.seq).ok_or_else(clock_set_back)?;
+                    Ok(Ok((stored, job)))
+                }
+            };
+            stored.into_iter().map(with_claim).collect()
         })
     }
 
@@ -217,6 +227,11 @@ impl Store {
     }
 }
 
+/// Whether a statement that is its own transaction can store them.
+fn is_one_statement(jobs: &[&NewJob]) -> bool {
+    batches(jobs).len() <= 1 && jobs.iter().all(|job| job.unique_key.is_none())
+}
+
 /// Takes the unique keys; a job whose key another holds (in the table, or before it in `jobs`) is replaced by who holds it.
 fn take_keys<'a>(session: &mut Session, jobs: &[&'a NewJob]) -> Result<Vec<Result<&'a NewJob, KeyTaken>>, StoreError> {
     let mut first: HashMap<&str, Uuid> = HashMap::new();
@@ -258,11 +273,56 @@ fn insert(
     }
     let result = |job: &Result<&NewJob, KeyTaken>| match job {
         Err(taken) => Ok(Err(*taken)),
-        Ok(job) => stored.get(&job.id).copied().map(Ok).ok_or_else(|| {
-            StoreError::Corrupt(format!("the database did not tell the number of the job {} it stored", job.id))
-        }),
+        Ok(job) => stored.get(&job.id).copied().map(Ok).ok_or_else(|| untold(job.id)),
     };
     jobs.iter().map(result).collect()
+}
+
+fn insert_claimed(
+    session: &mut Session,
+    jobs: &[&NewJob],
+    replica: ReplicaId,
+    lease: Duration,
+) -> Result<Vec<Result<StoredClaimed, KeyTaken>>, StoreError> {
+    let mut texts = Texts::of(session);
+    let rows: Vec<JobRow<'_>> =
+        jobs.iter().enumerate().map(|(n, job)| job_row(n, job, Horizon::default(), &mut texts)).collect();
+    let (batch, replica) = (json(&rows)?, Param::Int(replica.0));
+    let params = [Param::Text(&batch), replica, Param::Int(millis(lease)), replica, replica];
+    let mut stored: HashMap<Uuid, (Token, Seq, Timestamp)> = HashMap::with_capacity(jobs.len());
+    session.query("submit_claimed", &params, |row| {
+        stored.insert(uuid(&row.text(3)?)?, (Token(row.int(1)?), Seq(row.int(2)?), time(row.int(4)?)));
+        Ok(())
+    })?;
+    let result = |job: &&NewJob| {
+        let (token, seq, created_at) = stored.remove(&job.id).ok_or_else(|| untold(job.id))?;
+        Ok(Ok((
+            Stored { seq, created_at, run_at: created_at, due_in_ms: Some(0) },
+            ClaimedJob {
+                token,
+                seq,
+                id: job.id,
+                job_type: job.job_type.clone(),
+                payload: job.payload.clone(),
+                lane: job.lane,
+                retry_count: 0,
+                max_retries: job.max_retries,
+                timeout: job.timeout,
+                unique_key: None,
+                created_at,
+            },
+        )))
+    };
+    jobs.iter().map(result).collect()
+}
+
+/// What was due when it was stored is no more when it is claimed, in the same transaction.
+fn clock_set_back() -> StoreError {
+    StoreError::Contended("the database's clock was set back".into())
+}
+
+fn untold(job: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("the database did not tell of the job {job} it stored"))
 }
 
 /// Cuts `jobs` into what one statement takes: up to [`BATCH_MAX`] of them, and up to [`BATCH_BYTES_MAX`] of payload unless one job alone

@@ -15,8 +15,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Duty;
-use super::hand_off::HandOff;
 use super::scheduler::Ticker;
+use super::submitter::hand_off::HandOff;
 use crate::job::{ClaimedJob, Lane, Seq, Token};
 use crate::lifecycle::{Held, Lifecycle, Popped};
 use crate::metrics::Metrics;
@@ -36,9 +36,7 @@ const TABLE_POLL: Duration = Duration::from_secs(1);
 /// How busy the workers are.
 #[derive(Default)]
 pub struct Load {
-    /// Workers that wait for a job.
-    pub idle: AtomicUsize,
-    // Those, less the jobs that are on their way to them.
+    // Workers that wait for a job, less the jobs that are on their way to them or wait for one.
     free: AtomicI64,
     /// Workers there are, without those that hang for good.
     pub workers: AtomicUsize,
@@ -49,15 +47,9 @@ pub struct Load {
 
 impl Load {
     /// A worker waits for its next job.
-    pub fn begin_idle(&self) {
-        self.idle.fetch_add(1, Ordering::Relaxed);
+    pub fn give(&self) {
         self.free.fetch_add(1, Ordering::Relaxed);
         self.freed.wake();
-    }
-
-    /// It has one.
-    pub fn end_idle(&self) {
-        self.idle.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Jobs are about to be handed out, to idle workers or to wait for some.
@@ -70,9 +62,15 @@ impl Load {
         self.free.fetch_add(i64::try_from(jobs).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
+    /// Idle workers, where so many jobs wait for one.
+    fn idle(&self, waiting: usize) -> usize {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        usize::try_from(self.free.load(Ordering::Relaxed).saturating_add(waiting)).unwrap_or(0)
+    }
+
     /// Idle workers to which no job is on its way.
     pub fn free(&self) -> usize {
-        usize::try_from(self.free.load(Ordering::Relaxed)).unwrap_or(0)
+        self.idle(0)
     }
 
     /// Takes the run time of one more attempt into the moving average.
@@ -131,7 +129,8 @@ pub struct Feeder {
 impl Feeder {
     /// Room for each lane: what the idle workers and the buffer take, less what waits in this lane and those above it.
     fn room(&self) -> [(Lane, usize); 3] {
-        let room = self.load.idle.load(Ordering::Relaxed).saturating_add(self.load.buffered_jobs());
+        let idle = self.load.idle(self.channels.iter().map(Sender::len).sum());
+        let room = idle.saturating_add(self.load.buffered_jobs());
         let mut waiting = 0;
         Lane::ALL.map(|lane| {
             let channel = &self.channels[lane.index()];
@@ -190,19 +189,24 @@ impl Feeder {
         }
     }
 
+    /// As [`Lifecycle::claim_from_lanes`]. While it waited, jobs may have come to the workers by the short way.
+    fn claim_from_lanes(&self, room: &[(Lane, usize)], wait: Duration) -> Result<Option<Popped>, StoreError> {
+        self.lifecycle.claim_from_lanes(room, wait, |lane| self.room()[lane.index()].1)
+    }
+
     /// Claims from the lanes. Where they have just been found empty, the way past them opens until something comes.
     fn claim(&self, room: &[(Lane, usize)], wait: Duration) -> Result<Option<Popped>, StoreError> {
         let Some(hand_off) = self.hand_off.as_ref().filter(|_| !wait.is_zero()) else {
-            return self.lifecycle.claim_from_lanes(room, wait);
+            return self.claim_from_lanes(room, wait);
         };
         let pushes = self.lifecycle.pushes();
         if !hand_off.was_empty_at(pushes) {
-            match self.lifecycle.claim_from_lanes(room, Duration::ZERO)? {
+            match self.claim_from_lanes(room, Duration::ZERO)? {
                 Some(popped) if popped.valid_until.is_none() => hand_off.lanes_are_empty(pushes),
                 popped => return Ok(popped),
             }
         }
-        let popped = self.lifecycle.claim_from_lanes(room, wait);
+        let popped = self.claim_from_lanes(room, wait);
         if !matches!(&popped, Ok(Some(Popped { valid_until: None, .. }))) {
             hand_off.lanes_are_not_empty();
         }
@@ -328,14 +332,14 @@ mod tests {
         let bench = Bench::new();
         let (mut feeder, waiting) = feeder(&bench, [1, 4, 4]);
         feeder.load.workers.store(3, Ordering::Relaxed);
-        feeder.load.idle.store(3, Ordering::Relaxed);
+        (0..3).for_each(|_| feeder.load.give());
 
         feeder.round().expect("fed");
 
         assert_eq!(waiting.each_ref().map(Receiver::len), [1, 2, 0]);
         // All workers hang.
         feeder.load.workers.store(0, Ordering::Relaxed);
-        feeder.load.idle.store(0, Ordering::Relaxed);
+        feeder.load.take(3);
         feeder.give_back_untaken().expect("given back");
         assert_eq!(waiting.each_ref().map(Receiver::len), [0, 0, 0]);
         assert!(feeder.held.unsettled().is_empty());
@@ -346,11 +350,11 @@ mod tests {
         let bench = Bench::waiting(Duration::from_secs(3));
         let (mut feeder, waiting) = feeder(&bench, [2, 0, 0]);
         feeder.load.workers.store(2, Ordering::Relaxed);
-        feeder.load.idle.store(2, Ordering::Relaxed);
+        (0..2).for_each(|_| feeder.load.give());
         feeder.round().expect("fed");
         assert_eq!(waiting[0].len(), 2);
         feeder.load.workers.store(0, Ordering::Relaxed);
-        feeder.load.idle.store(0, Ordering::Relaxed);
+        feeder.load.take(2);
 
         bench.take_away();
         assert!(feeder.give_back_untaken().is_err());

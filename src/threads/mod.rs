@@ -6,7 +6,6 @@
 pub mod deadlines;
 pub mod feeder;
 pub mod finisher;
-pub mod hand_off;
 pub mod http;
 pub mod keeper;
 pub mod scheduler;

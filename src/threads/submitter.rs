@@ -6,18 +6,20 @@
 //! 3. Where workers are idle and nothing is ahead of the batch, stores it claimed, and hands it to them (`hand_off`).
 //! 4. Answers each call. What waits meanwhile makes up the next batch, so the commit sets the pace, and no timer adds to it.
 
+pub mod hand_off;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
-use super::hand_off::HandOff;
 use super::{Duty, ERROR_REPEAT, lock};
 use crate::job::{Job, NewJob};
 use crate::lifecycle::{Lifecycle, Outage, Submission, SubmitError, SubmitFailure, SubmitResult};
 use crate::metrics::Metrics;
 use crate::store::{BATCH_MAX, KeyTaken, StoreError};
+use hand_off::HandOff;
 
 /// How long a round waits for the first call.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -30,7 +32,7 @@ type Answer = Result<SubmitResult, SubmitError>;
 
 struct Call {
     submission: Submission,
-    answer: Sender<Answer>,
+    answer: oneshot::Sender<Answer>,
     /// When it is given up.
     until: Instant,
     waiting: Waiting,
@@ -49,7 +51,7 @@ impl Call {
     fn answer(self, answer: Answer) {
         drop(self.waiting);
         // OK: a call that does not wait any more was told that its commit did not come in time
-        let _ = self.answer.try_send(answer);
+        let _ = self.answer.send(answer);
     }
 }
 
@@ -147,15 +149,15 @@ impl SubmitQueue {
         let Some(waiting) = Waiting::begin(count, &self.jobs_waiting, self.jobs_waiting_max) else {
             return Err(SubmitError::Overloaded);
         };
-        let (answer, answers) = bounded(1);
+        let (answer, answers) = oneshot::channel();
         let until = Instant::now() + wait;
         if self.calls.send(Call { submission, answer, until, waiting }).is_err() {
             return Err(SubmitError::Stopping);
         }
         match answers.recv_deadline(until) {
             Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(SubmitError::TimedOut),
-            Err(RecvTimeoutError::Disconnected) => Err(SubmitError::Stopping),
+            Err(oneshot::RecvTimeoutError::Timeout) => Err(SubmitError::TimedOut),
+            Err(oneshot::RecvTimeoutError::Disconnected) => Err(SubmitError::Stopping),
         }
     }
 
@@ -353,15 +355,15 @@ mod tests {
     }
 
     /// A call that waits in `queue`, and where its answer comes.
-    fn call(queue: &SubmitQueue, key: Option<&str>, wait: Duration) -> (Call, Receiver<Answer>) {
-        let (answer, answers) = bounded(1);
+    fn call(queue: &SubmitQueue, key: Option<&str>, wait: Duration) -> (Call, oneshot::Receiver<Answer>) {
+        let (answer, answers) = oneshot::channel();
         let waiting = Waiting::begin(1, &queue.jobs_waiting, queue.jobs_waiting_max).expect("there is room");
         let idempotency = key.map(|key| Idempotency { key: key.to_owned(), request_hash: [0; 32] });
         let submission = Submission { jobs: vec![NewJob::new("x", "{}")], idempotency };
         (Call { submission, answer, until: Instant::now() + wait, waiting }, answers)
     }
 
-    fn stored(bench: &Bench, answers: &[Receiver<Answer>]) -> usize {
+    fn stored(bench: &Bench, answers: &[oneshot::Receiver<Answer>]) -> usize {
         let ids = answers.iter().filter_map(|answers| answers.try_recv().expect("each is answered").ok());
         let ids: Vec<uuid::Uuid> = ids.flat_map(|result| result.results).filter_map(|job| Some(job.ok()?.id)).collect();
         assert_eq!(bench.lifecycle.store().jobs_by_id(&ids).expect("read").len(), ids.len());
@@ -396,7 +398,7 @@ mod tests {
             call.answer(Err(SubmitError::Unavailable));
         }
 
-        assert_eq!((queue.jobs_waiting(), answers.len()), (0, 1));
+        assert_eq!((queue.jobs_waiting(), answers.has_message()), (0, true));
         let full = (0..10).map(|_| call(&queue, None, SOON)).collect::<Vec<_>>();
         let refused = queue.submit(full[0].0.submission.clone(), SOON);
         assert_eq!(refused.expect_err("full"), SubmitError::Overloaded);

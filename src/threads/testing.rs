@@ -23,8 +23,17 @@ impl Bench {
         Bench::waiting(Duration::from_secs(20))
     }
 
+    /// As [`Bench::new`], with lanes in the process.
+    pub(super) fn with_lanes() -> Bench {
+        Bench::made(Duration::from_secs(20), true)
+    }
+
     /// As [`Bench::new`]; calls of the store wait so long for the database.
     pub(super) fn waiting(wait: Duration) -> Bench {
+        Bench::made(wait, false)
+    }
+
+    fn made(wait: Duration, has_lanes: bool) -> Bench {
         let folder = std::env::temp_dir().join(format!("trilane-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir(&folder).expect("a folder for the test");
         let options = Options {
@@ -41,7 +50,7 @@ impl Bench {
             lease: Duration::from_mins(1),
             lane_buffer_max: 100,
             lanes_are_shared: false,
-            has_lanes: false,
+            has_lanes,
         };
         Bench { lifecycle: Arc::new(Lifecycle::new(store, Lanes::memory(100), policy)), folder }
     }

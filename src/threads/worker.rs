@@ -197,14 +197,13 @@ impl Workers {
 
     fn next(&self) -> Option<ClaimedJob> {
         let load = &self.shop.load;
-        load.begin_idle();
+        load.give();
         let [high, medium, low] = &self.shop.channels;
         let next = select_biased! {
             recv(high) -> job => job,
             recv(medium) -> job => job,
             recv(low) -> job => job,
         };
-        load.end_idle();
         next.ok().or_else(|| self.last())
     }
 

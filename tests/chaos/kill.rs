@@ -17,6 +17,9 @@ const CALLS_MAX: usize = 2_000;
 /// Passes before the deadly one, so that there is a history already.
 const PASSES: usize = 2;
 
+/// Passed only by jobs that are not handed to a worker by the commit that stores them.
+const OF_THE_LONG_WAY: [&str; 3] = ["submit.committed", "claim.popped", "claim.claimed"];
+
 /// Who goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -68,7 +71,9 @@ pub(crate) fn cases() -> Vec<(String, Box<dyn FnOnce() + Send>)> {
 fn killed_at(point: &'static str, dialect: Dialect, then: Then) {
     let scene = Scene::on(dialect);
     let other = (then == Then::TakeOver).then(|| scene.start());
-    let mut victim = scene.site.start(&scene.settings().with("FAILPOINTS", format!("{point}={PASSES}*off->return")));
+    let hand_off = if OF_THE_LONG_WAY.contains(&point) { "no" } else { "yes" };
+    let settings = scene.settings().with("TRILANE_HAND_OFF", hand_off);
+    let mut victim = scene.site.start(&settings.with("FAILPOINTS", format!("{point}={PASSES}*off->return")));
     let victim_id = replica_id(&scene, if other.is_some() { 2 } else { 1 });
 
     let to = victim.address().to_owned();

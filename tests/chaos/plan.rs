@@ -49,8 +49,9 @@ pub(crate) struct Site {
 }
 
 /// Every place of `src/fault.rs` that a running replica passes.
-pub(crate) const POINTS: [&str; 12] = [
+pub(crate) const POINTS: [&str; 13] = [
     "submit.committed",
+    "submit_claimed.committed",
     "submit_once.committed",
     "claim.popped",
     "claim.claimed",

@@ -7,17 +7,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use trilane::job::{ClaimedJob, Lane, ReplicaId, Seq, Token};
+use trilane::job::{ClaimedJob, Job, Lane, NewJob, ReplicaId, Seq, Token};
 use trilane::lifecycle::{Begin, Held, Lifecycle, Outage, Policy};
 use trilane::metrics::Metrics;
 use trilane::queue::{Lanes, SimulatedLanes};
 use trilane::retry::{Report, RetryPolicy, judge};
-use trilane::store::{Outcome, Store, StoreError};
+use trilane::store::{KeyTaken, Outcome, Store, StoreError};
 use trilane::threads::Duty;
 use trilane::threads::feeder::{self, Feeder, Load};
 use trilane::threads::finisher::{Finisher, Outcomes};
 use trilane::threads::keeper::Keeper;
 use trilane::threads::scheduler::{Scheduler, Ticker};
+use trilane::threads::submitter::hand_off::HandOff;
 use trilane::wake::StopFlag;
 
 use crate::clock;
@@ -47,6 +48,7 @@ pub(crate) struct Settings {
     pub(crate) kind: Kind,
     pub(crate) starvation: Option<Duration>,
     pub(crate) lane_buffer_max: usize,
+    pub(crate) hand_off: bool,
 }
 
 /// A handler that runs.
@@ -91,6 +93,7 @@ pub(crate) struct Replica {
     outcomes: Outcomes,
     channels: [Receiver<ClaimedJob>; 3],
     load: Arc<Load>,
+    hand_off: Option<Arc<HandOff>>,
     /// Taken by a worker that waits for the lease to be renewed.
     waiting: Option<ClaimedJob>,
 }
@@ -98,26 +101,22 @@ pub(crate) struct Replica {
 impl Replica {
     pub(crate) fn new(number: usize, store: &Arc<Store>, lanes: &SimulatedLanes, settings: Settings) -> Replica {
         let (name, id) = (format!("r{number}"), number as i64);
-        let policy = Policy {
-            replica: ReplicaId(id),
-            replica_name: name.clone(),
-            tick: TICK,
-            lease: LEASE,
-            lane_buffer_max: settings.lane_buffer_max,
-            lanes_are_shared: settings.kind == Kind::Redis,
-            has_lanes: settings.kind != Kind::Table,
-        };
         let lanes = if settings.kind == Kind::Redis {
             Lanes::simulated(lanes)
         } else {
             Lanes::simulated(&SimulatedLanes::new())
         };
-        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(store), lanes, policy));
+        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(store), lanes, policy(id, &name, settings)));
         let (held, metrics, load) = (Arc::<Held>::default(), Arc::<Metrics>::default(), Arc::<Load>::default());
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let database = Arc::new(Outage::new("the database"));
         let (senders, channels) = feeder::channels();
         load.workers.store(WORKERS, Ordering::Relaxed);
+        (0..WORKERS).for_each(|_| load.give());
+        let hand_off = settings.hand_off.then(|| {
+            let senders = senders.clone();
+            Arc::new(HandOff::new(lifecycle.clone(), held.clone(), metrics.clone(), load.clone(), senders))
+        });
         let (outcomes, unstored) = Outcomes::channel();
         Replica {
             scheduler: Scheduler::new(
@@ -130,7 +129,7 @@ impl Replica {
             ),
             keeper: Keeper::new(Arc::clone(&lifecycle), Arc::clone(&held), ticker.clone(), Arc::clone(&database)),
             feeder: Feeder {
-                hand_off: None,
+                hand_off: hand_off.clone(),
                 lifecycle: Arc::clone(&lifecycle),
                 held: Arc::clone(&held),
                 metrics: Arc::clone(&metrics),
@@ -166,6 +165,7 @@ impl Replica {
             outcomes,
             channels,
             load,
+            hand_off,
             waiting: None,
         }
     }
@@ -182,6 +182,12 @@ impl Replica {
     pub(crate) fn counted(&self) -> [u64; 3] {
         let Metrics { completed, retried, failed, .. } = &*self.metrics;
         [completed, retried, failed].map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// What its submitter does with the jobs of calls without an idempotency key.
+    pub(crate) fn submit(&self, jobs: &[&NewJob]) -> Result<Vec<Result<Job, KeyTaken>>, StoreError> {
+        let handed_off = self.hand_off.as_ref().and_then(|hand_off| hand_off.submit(jobs));
+        handed_off.unwrap_or_else(|| self.lifecycle.submit(jobs))
     }
 
     pub(crate) fn schedule(&mut self) -> Result<(), StoreError> {
@@ -206,7 +212,6 @@ impl Replica {
     }
 
     pub(crate) fn feed(&mut self) -> Result<(), StoreError> {
-        self.load.idle.store(self.free_workers(), Ordering::Relaxed);
         self.load.freed.wake();
         let wait = self.feeder.round()?;
         self.feeder_due = clock::elapsed() + wait;
@@ -225,7 +230,10 @@ impl Replica {
                 self.running.push(Run { job, stop, started: Instant::now() });
                 Some(begun)
             }
-            Begin::Never => None,
+            Begin::Never => {
+                self.load.give();
+                None
+            }
             Begin::NotYet => {
                 self.waiting = Some(job);
                 None
@@ -236,6 +244,7 @@ impl Replica {
     /// A handler returns; its outcome is on its way to the finisher.
     pub(crate) fn report(&mut self, run: usize, report: Report, rng: &mut Rng) -> Outcome {
         let Run { job, started, .. } = self.running.remove(run);
+        self.load.give();
         let random = rng.below(1_000) as f64 / 1_000.0;
         let outcome = Outcome {
             seq: job.seq,
@@ -284,5 +293,17 @@ impl Replica {
             self.held.settle(jobs);
         }
         Ok(())
+    }
+}
+
+fn policy(id: i64, name: &str, settings: Settings) -> Policy {
+    Policy {
+        replica: ReplicaId(id),
+        replica_name: name.to_owned(),
+        tick: TICK,
+        lease: LEASE,
+        lane_buffer_max: settings.lane_buffer_max,
+        lanes_are_shared: settings.kind == Kind::Redis,
+        has_lanes: settings.kind != Kind::Table,
     }
 }

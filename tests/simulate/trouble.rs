@@ -8,8 +8,9 @@ use crate::model::Actor;
 use crate::rng::Rng;
 
 /// The fault points at which a crash is simulated.
-const POINTS: [&str; 7] = [
+const POINTS: [&str; 8] = [
     "submit.committed",
+    "submit_claimed.committed",
     "claim.popped",
     "claim.claimed",
     "finish.in_transaction",
@@ -54,7 +55,7 @@ pub(crate) fn arm_fault_points() {
 /// Those that `actor` may pass.
 fn points_of(actor: Actor) -> &'static [&'static str] {
     match actor {
-        Actor::Submitter => &["submit.committed"],
+        Actor::Submitter => &["submit.committed", "submit_claimed.committed"],
         Actor::Feeder(_) => &["claim.popped", "claim.claimed"],
         Actor::Finisher => &["finish.in_transaction", "finish.committed"],
         Actor::Scheduler => &["finish.in_transaction", "tick.dispatched", "timers.due"],

@@ -98,6 +98,7 @@ impl<'d> World<'d> {
         let settings = Settings {
             kind: rng.pick(&[Kind::Redis, Kind::Redis, Kind::Redis, Kind::Own, Kind::Table]),
             starvation: rng.pick(&[None, Some(Duration::from_mins(1))]),
+            hand_off: rng.chance(50),
             lane_buffer_max: rng.pick(&[100_000, 2]),
         };
         let has_faults = !seed.is_multiple_of(8);
@@ -313,7 +314,7 @@ impl<'d> World<'d> {
         let mut answered: Vec<Uuid> = Vec::new();
         let mut taken: Vec<(String, Uuid)> = Vec::new();
         self.act(index, Actor::Submitter, "submits", &mut |replica, _| {
-            let results = replica.lifecycle.submit(&jobs)?;
+            let results = replica.submit(&jobs)?;
             for (job, result) in jobs.iter().zip(&results) {
                 match result {
                     Ok(stored) => answered.push(stored.id),

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use crossbeam_channel::Sender;
 
-use super::feeder::Load;
-use super::lock;
 use crate::job::{ClaimedJob, Job, NewJob, Start};
 use crate::lifecycle::{Held, Lifecycle};
 use crate::metrics::Metrics;
 use crate::store::{KeyTaken, StoreError};
+use crate::threads::feeder::Load;
+use crate::threads::lock;
 
 /// No look at the lanes counts.
 const NEVER: u64 = u64::MAX;
@@ -74,7 +74,6 @@ impl HandOff {
     ///
     /// # Errors
     /// As [`Lifecycle::submit_claimed`].
-    #[expect(clippy::type_complexity, reason = "one result for each job, or none at all")]
     pub fn submit(&self, jobs: &[&NewJob]) -> Option<Result<Vec<Result<Job, KeyTaken>>, StoreError>> {
         if !self.is_free_for(jobs) {
             return None;
@@ -138,5 +137,44 @@ impl HandOff {
             Err(TryLockError::WouldBlock) => return,
         };
         *channels = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::threads::feeder;
+    use crate::threads::testing::Bench;
+
+    #[test]
+    fn only_jobs_with_nothing_ahead_and_a_worker_each_go_the_short_way() {
+        let bench = Bench::with_lanes();
+        let (senders, channels) = feeder::channels();
+        let load = Arc::<Load>::default();
+        let hand_off = HandOff::new(bench.lifecycle.clone(), Arc::default(), Arc::default(), load.clone(), senders);
+        let job = NewJob::new("x", "{}");
+        let later = NewJob { start: Start::After(Duration::from_secs(1)), ..job.clone() };
+        let again = |job: &NewJob| NewJob { id: uuid::Uuid::new_v4(), ..job.clone() };
+        (0..2).for_each(|_| load.give());
+
+        assert!(hand_off.submit(&[&job]).is_none(), "nobody has looked at the lanes");
+        hand_off.lanes_are_empty(bench.lifecycle.pushes());
+        assert!(hand_off.submit(&[&job, &again(&job), &again(&job)]).is_none(), "there are two workers");
+        assert!(hand_off.submit(&[&again(&later)]).is_none(), "it is not due");
+        let stored = hand_off.submit(&[&job]).expect("handed on").expect("stored");
+        assert_eq!(channels[job.lane.index()].try_recv().map(|job| job.id), Ok(stored[0].as_ref().expect("no key").id));
+        assert!(hand_off.held.known().len() == 1 && load.free() == 1);
+
+        bench.lifecycle.submit(&[&again(&job)]).expect("stored");
+        assert!(hand_off.submit(&[&again(&job)]).is_none(), "the one in the lane comes first");
+        hand_off.lanes_are_empty(bench.lifecycle.pushes());
+        assert!(hand_off.submit(&[&again(&job)]).is_some());
+        hand_off.lanes_are_empty(bench.lifecycle.pushes());
+        assert!(hand_off.submit(&[&again(&job)]).is_none(), "both workers have a job");
+        load.give();
+        hand_off.refuse();
+        assert!(hand_off.submit(&[&again(&job)]).is_none(), "the replica stops");
     }
 }
