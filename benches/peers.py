@@ -13,7 +13,7 @@ PEERS = os.path.abspath(os.environ["PEERS"])
 sys.path.insert(0, os.path.join(PEERS, "lib"))
 import harness  # noqa: E402
 
-BENCH = os.environ["TRILANE_BENCH"]
+BENCH = os.environ.pop("TRILANE_BENCH")  # no setting of the program
 WORKERS = [dict(name=f"{count} workers", procs=1, args=[], env={"TRILANE_WORKERS": str(count)}) for count in (4, 16)]
 ENTRY = dict(dir=".", version=lambda: "0.1.0", client=[BENCH, "peer"], worker=[BENCH, "replica", "gated"], variants=WORKERS,
              remaining=lambda store: store.total - int(store.sql("select coalesce(sum(Completed), 0) from JobStats")))

@@ -149,12 +149,12 @@ fn steps(kind: &str, slot: usize, site: Site, random: &mut Random) -> Vec<(u64, 
 
 pub(crate) fn a_seed_decides_the_plan() {
     let site = Site { replicas: 5, has_redis: true, owns_database: true, lease_ms: 3_000 };
-    let steps = plan(1, 600_000, site);
+    let steps = plan(1, 1_200_000, site);
 
-    assert_eq!(steps, plan(1, 600_000, site));
-    assert_ne!(steps, plan(2, 600_000, site));
+    assert_eq!(steps, plan(1, 1_200_000, site));
+    assert_ne!(steps, plan(2, 1_200_000, site));
     for planned in [Step::RedisKill, Step::RedisFlush, Step::DatabaseKill, Step::DatabaseStop, Step::CutConnections] {
-        assert!(steps.iter().any(|step| step.step == planned), "ten minutes have a {planned:?}");
+        assert!(steps.iter().any(|step| step.step == planned), "twenty minutes have a {planned:?}");
     }
     for point in POINTS {
         assert!(steps.iter().any(|step| matches!(step.step, Step::Arm(_, at, _) if at == point)), "and a {point}");
