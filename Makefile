@@ -67,7 +67,7 @@ bench-peers: ## measures Trilane beside other systems, by the harness in the fol
 	@tests/support/packages.sh test
 	cargo bench --bench trilane --no-run $(LOCKED)
 	TRILANE_BENCH=$$(cargo bench --bench trilane --no-run --message-format=json $(LOCKED) 2>/dev/null | \
-	  sed -n 's/.*"name":"trilane".*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p;s/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p' | tail -1) \
+	  sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') \
 	  PEERS="$(PEERS)" python3 benches/peers.py $(ARGS)
 
 install: ## installs the program, its systemd unit and its settings file under PREFIX, DESTDIR (after make build)
