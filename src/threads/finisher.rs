@@ -34,6 +34,9 @@ const KEPT_WAIT: Duration = Duration::from_millis(500);
 /// The longest.
 const KEPT_WAIT_MAX: Duration = Duration::from_secs(8);
 
+/// How often it is looked which outcomes an unconfirmed commit has stored, where another session's locks make that fail.
+const LOOKS_MAX: u32 = 3;
+
 /// The way to the finisher; cheap to clone.
 #[derive(Clone)]
 pub struct Outcomes {
@@ -89,6 +92,8 @@ pub struct Finisher {
     kept_wait: Duration,
     // Some that wait or are kept may be stored: their commit was not confirmed.
     is_unsure: bool,
+    // Looks at that which failed, one after the other.
+    looks: u32,
     lifecycle: Arc<Lifecycle>,
     held: Arc<Held>,
     metrics: Arc<Metrics>,
@@ -111,6 +116,7 @@ impl Finisher {
             next_kept: Instant::now(),
             kept_wait: KEPT_WAIT,
             is_unsure: false,
+            looks: 0,
             lifecycle,
             held,
             metrics,
@@ -200,6 +206,10 @@ impl Finisher {
             match self.lifecycle.finished_unconfirmed(outcomes) {
                 Ok(found) => stored.extend(found),
                 Err(error) if error.is_outage() => return Err(error),
+                Err(error) if error.is_transient() && self.looks + 1 < LOOKS_MAX => {
+                    self.looks += 1;
+                    return Err(error);
+                }
                 // They are tried again all the same, and those that were stored are taken for refused.
                 Err(error) => log::debug!(error:% = error; "it is not known which outcomes are stored"),
             }
@@ -213,6 +223,7 @@ impl Finisher {
         self.waiting.retain(|outcome| !is_stored(&outcome));
         self.kept.retain(|outcome| !is_stored(&outcome));
         self.is_unsure = false;
+        self.looks = 0;
         Ok(())
     }
 
