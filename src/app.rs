@@ -18,7 +18,8 @@ use crate::lifecycle::{Held, Lifecycle, Outage};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 use crate::threads::deadlines::Deadlines;
-use crate::threads::feeder::{self, Feeder, Load};
+use crate::threads::feeder::channels::channels;
+use crate::threads::feeder::{Feeder, Load};
 use crate::threads::finisher::{Finisher, Outcomes};
 use crate::threads::http::{BindError, HttpCounts, HttpOptions, HttpServer, HttpThreads, raise_file_handles};
 use crate::threads::keeper::Keeper;
@@ -239,13 +240,13 @@ impl Running {
         ticker: &Ticker,
         database: &Arc<Outage>,
     ) -> Result<Running, StartError> {
-        let (senders, receivers) = feeder::channels();
-        let untaken = receivers.clone();
+        let (to_workers, from_feeder) = channels(settings.workers);
+        let untaken = from_feeder.clone();
         let (outcomes, unstored) = Outcomes::channel();
         let finisher = Finisher::new(unstored, &outcomes, Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics));
         let load = Arc::new(Load::default());
         let shop = Shop {
-            channels: receivers,
+            from_feeder,
             outcomes: outcomes.clone(),
             registry,
             held: Arc::clone(held),
@@ -256,14 +257,14 @@ impl Running {
         let workers = Workers::start(shop, settings.workers)?;
         let hand_off = settings.hand_off.then(|| {
             let of = (Arc::clone(lifecycle), Arc::clone(held), Arc::clone(metrics), Arc::clone(&load));
-            Arc::new(HandOff::new(of.0, of.1, of.2, of.3, senders.clone()))
+            Arc::new(HandOff::new(of.0, of.1, of.2, of.3, to_workers.clone()))
         });
         let feeder = Feeder {
             lifecycle: Arc::clone(lifecycle),
             held: Arc::clone(held),
             metrics: Arc::clone(metrics),
             ticker: ticker.clone(),
-            channels: senders,
+            to_workers,
             untaken,
             load,
             hand_off: hand_off.clone(),

@@ -1,6 +1,7 @@
 //! How threads wait for each other without missing a word: a wake-up call that is kept until somebody waits, and a stop flag.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,24 @@ use std::time::{Duration, Instant};
 pub struct Wake {
     called: Mutex<bool>,
     calls: Condvar,
+    // As `called`, to be read without its lock.
+    is_called: AtomicBool,
 }
 
 impl Wake {
     /// Ends the wait under way, or the next one.
+    ///
+    /// What was done before the call is seen by whoever waits, after the wait.
     pub fn wake(&self) {
+        // With the fence of `wait`: either this sees that the last call was taken, or who took it sees what was done before this.
+        fence(Ordering::SeqCst);
+        if self.is_called.load(Ordering::Relaxed) {
+            return;
+        }
         let mut called = self.lock();
         if !*called {
             *called = true;
+            self.is_called.store(true, Ordering::Relaxed);
             self.calls.notify_all();
         }
     }
@@ -25,7 +36,11 @@ impl Wake {
     pub fn wait(&self, timeout: Duration) -> bool {
         let waited = self.calls.wait_timeout_while(self.lock(), timeout, |called| !*called);
         let (mut called, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *called)
+        let was_called = std::mem::take(&mut *called);
+        self.is_called.store(false, Ordering::Relaxed);
+        drop(called);
+        fence(Ordering::SeqCst);
+        was_called
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {

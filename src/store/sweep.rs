@@ -160,11 +160,17 @@ impl Store {
             (Some(by), None) => dead.contains(&by) || row.at > now && !known.contains(&by),
             (None, _) => false,
         };
+        // What is not due yet tells by itself that it waits in timers; what is due may be in its lane as well, and only a death makes that count.
+        let late = if stopping.is_some() || dead.is_empty() {
+            Duration::ZERO
+        } else {
+            TIMERS_LATE_MAX
+        };
         let mut count = 0;
         for lane in Lane::ALL {
             let mut walk = Walk {
                 lane,
-                after: now.saturating_sub(self.moments(TIMERS_LATE_MAX)),
+                after: now.saturating_sub(self.moments(late)),
                 until: now.saturating_add(self.moments(TIMERS_AHEAD_MAX)),
                 held: None,
             };

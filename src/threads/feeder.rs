@@ -12,18 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+pub mod channels;
 
+use self::channels::{BUFFER_MAX, FromFeeder, ToWorkers};
 use super::Duty;
 use super::scheduler::Ticker;
 use super::submitter::hand_off::HandOff;
-use crate::job::{ClaimedJob, Lane, Seq, Token};
+use crate::job::{Lane, Seq, Token};
 use crate::lifecycle::{Held, Lifecycle, Popped};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 
-/// Claimed jobs of one lane that wait for a worker at most.
-const BUFFER_MAX: usize = 2_000;
 /// Work that is buffered beyond what the idle workers take.
 const BUFFERED_WORK: Duration = Duration::from_millis(100);
 /// How long a pop waits; also how long a stop may take here.
@@ -96,12 +95,6 @@ impl Load {
     }
 }
 
-/// One channel for each lane, in the order of [`Lane::ALL`].
-pub fn channels() -> ([Sender<ClaimedJob>; 3], [Receiver<ClaimedJob>; 3]) {
-    let (high, medium, low) = (bounded(BUFFER_MAX), bounded(BUFFER_MAX), bounded(BUFFER_MAX));
-    ([high.0, medium.0, low.0], [high.1, medium.1, low.1])
-}
-
 /// The duty.
 pub struct Feeder {
     /// Moves the jobs.
@@ -112,11 +105,11 @@ pub struct Feeder {
     pub metrics: Arc<Metrics>,
     /// Asked for a refill when a lane runs dry though more is due.
     pub ticker: Ticker,
-    /// To the workers.
-    pub channels: [Sender<ClaimedJob>; 3],
-    /// The other ends, for what was claimed for workers that all hang by now.
-    pub untaken: [Receiver<ClaimedJob>; 3],
-    /// What was taken out of them, until it is given back.
+    /// The way to the workers.
+    pub to_workers: ToWorkers,
+    /// Its other end, for what was claimed for workers that all hang by now.
+    pub untaken: FromFeeder,
+    /// What was taken out of it, until it is given back.
     pub to_give_back: Vec<(Seq, Token)>,
     /// How many the workers are, and how busy.
     pub load: Arc<Load>,
@@ -129,13 +122,13 @@ pub struct Feeder {
 impl Feeder {
     /// Room for each lane: what the idle workers and the buffer take, less what waits in this lane and those above it.
     fn room(&self) -> [(Lane, usize); 3] {
-        let idle = self.load.idle(self.channels.iter().map(Sender::len).sum());
+        let idle = self.load.idle(self.to_workers.waiting_in_all());
         let room = idle.saturating_add(self.load.buffered_jobs());
         let mut waiting = 0;
         Lane::ALL.map(|lane| {
-            let channel = &self.channels[lane.index()];
-            waiting += channel.len();
-            (lane, room.saturating_sub(waiting).min(BUFFER_MAX.saturating_sub(channel.len())))
+            let in_lane = self.to_workers.waiting(lane);
+            waiting += in_lane;
+            (lane, room.saturating_sub(waiting).min(BUFFER_MAX.saturating_sub(in_lane)))
         })
     }
 
@@ -148,9 +141,7 @@ impl Feeder {
         Metrics::add(&self.metrics.claimed, popped.jobs.len());
         self.held.add(&popped.jobs, valid_until);
         self.load.take(popped.jobs.len());
-        for job in popped.jobs {
-            drop(self.channels[popped.lane.index()].send(job)); // OK: `untaken` keeps the other end, so it never fails
-        }
+        self.to_workers.send(popped.jobs.into_iter().map(|job| (popped.lane, job)));
     }
 
     fn feed_from_table(&mut self, room: &[(Lane, usize)]) -> Result<Duration, StoreError> {
@@ -216,7 +207,7 @@ impl Feeder {
     /// Gives back what was claimed for workers that all hang by now. It is kept until the table has taken it, for nobody else knows of it.
     fn give_back_untaken(&mut self) -> Result<(), StoreError> {
         let before = self.to_give_back.len();
-        self.to_give_back.extend(self.untaken.iter().flat_map(Receiver::try_iter).map(|job| (job.seq, job.token)));
+        self.to_give_back.extend(std::iter::from_fn(|| self.untaken.try_next()).map(|job| (job.seq, job.token)));
         self.load.take_back(self.to_give_back.len() - before);
         if self.to_give_back.is_empty() {
             return Ok(());
@@ -303,56 +294,55 @@ mod tests {
         assert_eq!(load.buffered_jobs(), 0);
     }
 
-    /// A feeder with `jobs` of each lane in its table, and the ends of its channels.
-    fn feeder(bench: &Bench, jobs: [usize; 3]) -> (Feeder, [Receiver<ClaimedJob>; 3]) {
+    /// A feeder with `jobs` of each lane in its table.
+    fn feeder(bench: &Bench, jobs: [usize; 3]) -> Feeder {
         let jobs = Lane::ALL.into_iter().zip(jobs).flat_map(|(lane, count)| {
             std::iter::repeat_with(move || NewJob { lane, ..NewJob::new("x", "{}") }).take(count)
         });
         let jobs: Vec<NewJob> = jobs.collect();
         let jobs: Vec<&NewJob> = jobs.iter().collect();
         bench.lifecycle.store().submit(&jobs, REPLICA, None).expect("stored");
-        let (channels, untaken) = channels();
-        let feeder = Feeder {
+        let (to_workers, untaken) = channels::channels(3);
+        Feeder {
             ticker: Ticker::new(Arc::clone(&bench.lifecycle)),
             lifecycle: Arc::clone(&bench.lifecycle),
             held: Arc::default(),
             metrics: Arc::default(),
-            channels,
-            untaken: untaken.clone(),
+            to_workers,
+            untaken,
             load: Arc::default(),
             hand_off: None,
             to_give_back: Vec::new(),
             is_unsure: false,
-        };
-        (feeder, untaken)
+        }
     }
 
     #[test]
     fn what_a_higher_lane_takes_from_the_table_leaves_less_room_for_the_lower() {
         let bench = Bench::new();
-        let (mut feeder, waiting) = feeder(&bench, [1, 4, 4]);
+        let mut feeder = feeder(&bench, [1, 4, 4]);
         feeder.load.workers.store(3, Ordering::Relaxed);
         (0..3).for_each(|_| feeder.load.give());
 
         feeder.round().expect("fed");
 
-        assert_eq!(waiting.each_ref().map(Receiver::len), [1, 2, 0]);
+        assert_eq!(Lane::ALL.map(|lane| feeder.to_workers.waiting(lane)), [1, 2, 0]);
         // All workers hang.
         feeder.load.workers.store(0, Ordering::Relaxed);
         feeder.load.take(3);
         feeder.give_back_untaken().expect("given back");
-        assert_eq!(waiting.each_ref().map(Receiver::len), [0, 0, 0]);
+        assert_eq!(Lane::ALL.map(|lane| feeder.to_workers.waiting(lane)), [0, 0, 0]);
         assert!(feeder.held.unsettled().is_empty());
     }
 
     #[test]
     fn what_cannot_be_given_back_while_the_database_is_away_is_given_back_later() {
         let bench = Bench::waiting(Duration::from_secs(3));
-        let (mut feeder, waiting) = feeder(&bench, [2, 0, 0]);
+        let mut feeder = feeder(&bench, [2, 0, 0]);
         feeder.load.workers.store(2, Ordering::Relaxed);
         (0..2).for_each(|_| feeder.load.give());
         feeder.round().expect("fed");
-        assert_eq!(waiting[0].len(), 2);
+        assert_eq!(feeder.to_workers.waiting(Lane::High), 2);
         feeder.load.workers.store(0, Ordering::Relaxed);
         feeder.load.take(2);
 

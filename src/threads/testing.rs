@@ -4,12 +4,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::ReplicaId;
+use crate::clock::Timestamp;
+use crate::job::{ClaimedJob, Lane, ReplicaId, Seq, Token};
 use crate::lifecycle::{Lifecycle, Policy};
 use crate::queue::Lanes;
 use crate::store::{Options, Store};
 
 pub(super) const REPLICA: ReplicaId = ReplicaId(1);
+
+/// A job of type `x`, claimed under a lease of its own with the same number.
+pub(super) fn claimed(seq: i64, lane: Lane) -> ClaimedJob {
+    ClaimedJob {
+        seq: Seq(seq),
+        id: uuid::Uuid::new_v4(),
+        job_type: "x".into(),
+        payload: "{}".into(),
+        lane,
+        retry_count: 0,
+        max_retries: 3,
+        token: Token(seq),
+        timeout: None,
+        unique_key: None,
+        created_at: Timestamp::from_millis(0),
+    }
+}
 
 /// A folder with the table of `lifecycle`, taken away again when dropped.
 pub(super) struct Bench {

@@ -5,22 +5,20 @@
 //! 3. Gives exactly one outcome to the finisher, unless the attempt was given up for it, or the replica stops.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select_biased};
-
 use super::feeder::Load;
+use super::feeder::channels::FromFeeder;
 use super::finisher::Outcomes;
 use super::{join_until, lock, panic_text, spawn};
 use crate::fault::fault_point;
 use crate::handlers::{Attempt, Registry};
-use crate::job::{ClaimedJob, Lane};
+use crate::job::ClaimedJob;
 use crate::lifecycle::Held;
 use crate::random;
 use crate::retry::{Report, RetryPolicy, judge};
@@ -33,8 +31,8 @@ const LEFT_BEHIND_MIN: usize = 8;
 
 /// What the workers share.
 pub struct Shop {
-    /// From the feeder, in the order of [`Lane::ALL`].
-    pub channels: [Receiver<ClaimedJob>; 3],
+    /// Where jobs come from.
+    pub from_feeder: FromFeeder,
     /// To the finisher.
     pub outcomes: Outcomes,
     /// What is done for each type.
@@ -52,8 +50,8 @@ pub struct Shop {
 /// The pool of workers.
 pub struct Workers {
     shop: Arc<Shop>,
-    running: Mutex<HashMap<u64, Running>>,
-    next_attempt: AtomicU64,
+    // One for each worker that has not ended, also for those left behind.
+    posts: Mutex<Vec<Arc<Post>>>,
     // At a stop: unfinished attempts are released, so they give no outcome.
     is_released: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -88,9 +86,15 @@ impl Crew {
     }
 }
 
+/// Where a worker does its work.
+struct Post {
+    worker: String,
+    /// The attempt under way. Whoever takes it out answers for it.
+    attempt: Mutex<Option<Running>>,
+}
+
 /// An attempt under way.
 struct Running {
-    worker: String,
     job: Arc<ClaimedJob>,
     started: Instant,
     deadline: Instant,
@@ -99,6 +103,7 @@ struct Running {
 
 /// A thread that was left behind in its handler.
 struct Hung {
+    worker: String,
     attempt: Running,
     /// With it.
     left_behind: usize,
@@ -108,8 +113,8 @@ struct Hung {
 
 impl Hung {
     fn tell(&self) {
-        let Running { worker, job, .. } = &self.attempt;
-        let (job, job_type, worker) = (job.id, job.job_type.as_str(), worker.as_str());
+        let Running { job, .. } = &self.attempt;
+        let (job, job_type, worker) = (job.id, job.job_type.as_str(), self.worker.as_str());
         let Some(replacement) = &self.replacement else {
             log::error!(
                 job:% = job, "type" = job_type, worker = worker, left_behind = self.left_behind;
@@ -135,8 +140,7 @@ impl Workers {
     pub fn start(shop: Shop, count: usize) -> io::Result<Arc<Workers>> {
         let workers = Arc::new(Workers {
             shop: Arc::new(shop),
-            running: Mutex::default(),
-            next_attempt: AtomicU64::new(0),
+            posts: Mutex::default(),
             is_released: AtomicBool::new(false),
             threads: Mutex::default(),
             crew: Mutex::new(Crew { wanted: count, missing: 0, left_behind: 0 }),
@@ -150,7 +154,12 @@ impl Workers {
 
     fn spawn(self: &Arc<Self>, name: String) -> io::Result<()> {
         let workers = Arc::clone(self);
-        let handle = spawn(&name.clone(), move || while workers.work(&name) {})?;
+        let post = Arc::new(Post { worker: name, attempt: Mutex::default() });
+        lock(&self.posts).push(Arc::clone(&post));
+        let handle = spawn(&post.worker.clone(), move || {
+            while workers.work(&post) {}
+            lock(&workers.posts).retain(|other| !Arc::ptr_eq(other, &post));
+        })?;
         let mut threads = lock(&self.threads);
         threads.retain(|thread| !thread.is_finished());
         threads.push(handle);
@@ -158,58 +167,40 @@ impl Workers {
     }
 
     /// Does one job. Returns whether this worker goes on.
-    fn work(&self, name: &str) -> bool {
-        let Some(job) = self.next().map(Arc::new) else { return false };
+    fn work(&self, post: &Post) -> bool {
+        self.shop.load.give();
+        let Some(job) = self.shop.from_feeder.next().map(Arc::new) else { return false };
         // OK: the attempt is taken out of what it may have been left in
-        catch_unwind(AssertUnwindSafe(|| self.run(name, &job))).unwrap_or_else(|panic| self.survive(name, &job, panic))
+        catch_unwind(AssertUnwindSafe(|| self.run(post, &job))).unwrap_or_else(|panic| self.survive(post, &job, panic))
     }
 
     /// A panic outside the handler's own time: the attempt has no outcome, and counts as lost when its lease runs out.
-    fn survive(&self, name: &str, job: &ClaimedJob, panic: Box<dyn Any + Send>) -> bool {
-        log::error!(job:% = job.id, error:% = panic_text(&*panic); "{name} cannot do its work; it goes on trying");
+    fn survive(&self, post: &Post, job: &ClaimedJob, panic: Box<dyn Any + Send>) -> bool {
+        log::error!(job:% = job.id, error:% = panic_text(&*panic); "{} cannot do its work; it goes on trying", post.worker);
         std::mem::forget(panic); // OK: dropping what was thrown may be what panicked
-        lock(&self.running).retain(|_, attempt| (attempt.job.seq, attempt.job.token) != (job.seq, job.token));
+        drop(lock(&post.attempt).take());
         self.shop.held.forsake(job.seq, job.token);
         true
     }
 
     /// Runs one job. Returns whether this worker goes on.
-    fn run(&self, name: &str, job: &Arc<ClaimedJob>) -> bool {
+    fn run(&self, post: &Post, job: &Arc<ClaimedJob>) -> bool {
         let Some(stop) = self.shop.held.begin(job) else { return true };
         let started = Instant::now();
         let entry = self.shop.registry.get(&job.job_type);
         let timeout = job.timeout.or(entry.and_then(|entry| entry.timeout)).unwrap_or(self.shop.timeout);
         let deadline = started + timeout;
-        let number = self.next_attempt.fetch_add(1, Ordering::Relaxed);
-        let running = Running { worker: name.to_owned(), job: Arc::clone(job), started, deadline, stop: stop.clone() };
-        lock(&self.running).insert(number, running);
+        let running = Running { job: Arc::clone(job), started, deadline, stop: stop.clone() };
+        *lock(&post.attempt) = Some(running);
         fault_point!("worker.begun");
         let report = self.attempt(job, &Attempt { job, deadline, stop: &stop });
         fault_point!("worker.done");
-        // Whoever takes the attempt out of the table answers for it.
-        let Some(running) = lock(&self.running).remove(&number) else { return self.comes_back(name) };
+        let Some(running) = lock(&post.attempt).take() else { return self.comes_back(&post.worker) };
         let is_cut_short = self.is_released.load(Ordering::Acquire) && matches!(report, Report::Retry { .. });
         if !is_cut_short {
-            self.give_outcome(&running, report);
+            self.give_outcome(post, &running, report);
         }
         true
-    }
-
-    fn next(&self) -> Option<ClaimedJob> {
-        let load = &self.shop.load;
-        load.give();
-        let [high, medium, low] = &self.shop.channels;
-        let next = select_biased! {
-            recv(high) -> job => job,
-            recv(medium) -> job => job,
-            recv(low) -> job => job,
-        };
-        next.ok().or_else(|| self.last())
-    }
-
-    /// What is left in the channels after the feeder has gone.
-    fn last(&self) -> Option<ClaimedJob> {
-        Lane::ALL.into_iter().find_map(|lane| self.shop.channels[lane.index()].try_recv().ok())
     }
 
     fn attempt(&self, job: &ClaimedJob, attempt: &Attempt<'_>) -> Report {
@@ -224,20 +215,20 @@ impl Workers {
             .unwrap_or_else(|panic| Report::retry(format!("the handler panicked: {}", panic_text(&*panic))))
     }
 
-    fn give_outcome(&self, running: &Running, report: Report) {
-        if !self.shop.outcomes.send(self.outcome(running, report)) {
+    fn give_outcome(&self, post: &Post, running: &Running, report: Report) {
+        if !self.shop.outcomes.send(self.outcome(post, running, report)) {
             log::warn!(job:% = running.job.id; "an outcome came after the finisher had ended; the job runs again");
         }
     }
 
-    fn outcome(&self, running: &Running, report: Report) -> Outcome {
+    fn outcome(&self, post: &Post, running: &Running, report: Report) -> Outcome {
         let job = &running.job;
         let duration = running.started.elapsed();
         self.shop.load.note(duration);
         let policy = self.shop.registry.get(&job.job_type).and_then(|entry| entry.retry).unwrap_or(self.shop.retry);
         let verdict = judge(report, job.retry_count, job.max_retries, &policy, random::unit());
         log::debug!(
-            job:% = job.id, "type" = job.job_type.as_str(), lane:% = job.lane, attempt = job.attempt(), worker = running.worker.as_str(),
+            job:% = job.id, "type" = job.job_type.as_str(), lane:% = job.lane, attempt = job.attempt(), worker = post.worker.as_str(),
             duration_ms:? = duration.as_millis(); "{}", verdict.verb()
         );
         Outcome {
@@ -256,14 +247,22 @@ impl Workers {
     /// Tells attempts to end whose time is over at `now`, and gives up those that are over by more than `grace`: their worker is replaced and
     /// left behind. Returns the moment of the next deadline.
     pub fn enforce_deadlines(self: &Arc<Self>, now: Instant, grace: Duration) -> Option<Instant> {
-        let mut given_up = Vec::new();
+        let mut left = Vec::new();
         let mut next: Option<Instant> = None;
-        let mut running = lock(&self.running);
-        for (number, attempt) in running.iter() {
+        for post in self.posts() {
+            let mut running = lock(&post.attempt);
+            let Some(attempt) = &*running else { continue };
             let last = attempt.deadline + grace;
             if now >= last {
-                given_up.push(*number);
+                // Without waiting for room: while the database is away, other attempts' time runs out as well. The next look tries again.
+                if self.shop.outcomes.try_send(self.hung(&post, attempt)) {
+                    // Before the post is free: a handler that returns now finds its thread counted as left behind.
+                    left.extend(running.take().map(|attempt| self.replace(&post, attempt)));
+                }
                 continue;
+            }
+            if now >= attempt.deadline && !attempt.stop.is_set() {
+                attempt.stop.set();
             }
             let due = if now >= attempt.deadline {
                 last
@@ -271,41 +270,34 @@ impl Workers {
                 attempt.deadline
             };
             next = Some(next.map_or(due, |next| next.min(due)));
-            if now >= attempt.deadline && !attempt.stop.is_set() {
-                attempt.stop.set();
-            }
         }
-        let mut left = Vec::new();
-        for number in given_up {
-            // Without waiting for room: while the database is away, other attempts' time runs out as well. The next look tries again.
-            if running.get(&number).is_some_and(|attempt| self.shop.outcomes.try_send(self.hung(attempt))) {
-                // Before the table is free: a handler that returns now finds its thread counted as left behind.
-                left.extend(running.remove(&number).map(|attempt| self.replace(attempt)));
-            }
-        }
-        drop(running);
         left.iter().for_each(Hung::tell);
         next
     }
 
+    /// The posts there are now. Nobody may lock one while it holds them all.
+    fn posts(&self) -> Vec<Arc<Post>> {
+        lock(&self.posts).clone()
+    }
+
     /// The outcome of an attempt that is given up.
-    fn hung(&self, attempt: &Running) -> Outcome {
+    fn hung(&self, post: &Post, attempt: &Running) -> Outcome {
         let limit = attempt.deadline.saturating_duration_since(attempt.started);
         let reason =
             format!("the handler did not return within its time limit of {limit:?}, nor after it was told to stop");
-        self.outcome(attempt, Report::retry(reason))
+        self.outcome(post, attempt, Report::retry(reason))
     }
 
     /// Counts the thread of an attempt as left behind, and puts another in its place.
-    fn replace(self: &Arc<Self>, attempt: Running) -> Hung {
+    fn replace(self: &Arc<Self>, post: &Post, attempt: Running) -> Hung {
         let mut crew = lock(&self.crew);
-        let replacement = crew.has_room().then(|| self.spawn(attempt.worker.clone()));
+        let replacement = crew.has_room().then(|| self.spawn(post.worker.clone()));
         crew.left_behind += 1;
         if !matches!(replacement, Some(Ok(()))) {
             crew.missing += 1;
             self.shop.load.workers.fetch_sub(1, Ordering::Relaxed);
         }
-        Hung { attempt, left_behind: crew.left_behind, replacement }
+        Hung { worker: post.worker.clone(), attempt, left_behind: crew.left_behind, replacement }
     }
 
     /// A handler has returned after it was given up. Returns whether its thread goes on, for a worker that is missing.
@@ -328,14 +320,16 @@ impl Workers {
 
     /// Attempts under way.
     pub fn running(&self) -> usize {
-        lock(&self.running).len()
+        self.posts().iter().filter(|post| lock(&post.attempt).is_some()).count()
     }
 
     /// At the end of the drain time: tells all attempts to end. What then fails gives no outcome; its job is released.
     pub fn release_all(&self) {
         self.is_released.store(true, Ordering::Release);
-        for attempt in lock(&self.running).values() {
-            attempt.stop.set();
+        for post in self.posts() {
+            if let Some(attempt) = &*lock(&post.attempt) {
+                attempt.stop.set();
+            }
         }
     }
 
@@ -356,12 +350,12 @@ impl Workers {
 mod tests {
     use std::sync::mpsc;
 
-    use crossbeam_channel::{RecvTimeoutError, Sender};
-    use uuid::Uuid;
+    use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+    use super::super::feeder::channels::{ToWorkers, channels};
+    use super::super::testing::claimed;
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::job::{Seq, Token};
+    use crate::job::{Lane, Seq, Token};
     use crate::retry::Verdict;
 
     const POLICY: RetryPolicy = RetryPolicy { base: Duration::from_secs(1), cap: Duration::from_secs(1) };
@@ -369,18 +363,18 @@ mod tests {
 
     struct Bench {
         workers: Arc<Workers>,
-        channels: [Sender<ClaimedJob>; 3],
+        to_workers: ToWorkers,
         outcomes: Receiver<Outcome>,
         held: Arc<Held>,
     }
 
     /// `count` workers that find `waiting` in their channels when they start.
     fn bench(registry: Registry, count: usize, waiting: Vec<ClaimedJob>) -> Bench {
-        let (channels, receivers) = super::super::feeder::channels();
+        let (to_workers, from_feeder) = channels(count);
         let (way, outcomes) = Outcomes::channel();
         let held = Arc::new(Held::default());
         let shop = Shop {
-            channels: receivers,
+            from_feeder,
             outcomes: way,
             registry: Arc::new(registry),
             held: Arc::clone(&held),
@@ -389,16 +383,14 @@ mod tests {
             timeout: PATIENCE,
         };
         held.add(&waiting, Instant::now() + PATIENCE);
-        for job in waiting {
-            channels[job.lane.index()].send(job).expect("there is room");
-        }
-        Bench { workers: Workers::start(shop, count).expect("threads"), channels, outcomes, held }
+        to_workers.send(waiting.into_iter().map(|job| (job.lane, job)));
+        Bench { workers: Workers::start(shop, count).expect("threads"), to_workers, outcomes, held }
     }
 
     impl Bench {
         fn send(&self, job: ClaimedJob) {
             self.held.add(std::slice::from_ref(&job), Instant::now() + PATIENCE);
-            self.channels[job.lane.index()].send(job).expect("there is room");
+            self.to_workers.send([(job.lane, job)]);
         }
 
         fn outcome(&self) -> Outcome {
@@ -407,19 +399,7 @@ mod tests {
     }
 
     fn job(seq: i64, lane: Lane, job_type: &str) -> ClaimedJob {
-        ClaimedJob {
-            seq: Seq(seq),
-            id: Uuid::new_v4(),
-            job_type: job_type.into(),
-            payload: "{}".into(),
-            lane,
-            retry_count: 0,
-            max_retries: 3,
-            token: Token(seq),
-            timeout: None,
-            unique_key: None,
-            created_at: Timestamp::from_millis(0),
-        }
+        ClaimedJob { job_type: job_type.into(), ..claimed(seq, lane) }
     }
 
     fn with(job_type: &str, handler: impl Fn(&Attempt<'_>) -> Report + Send + Sync + 'static) -> Registry {
@@ -477,7 +457,7 @@ mod tests {
 
         assert!(!bench.held.tokens().contains(&Token(1)), "its lease is not renewed");
         assert!(bench.held.known().contains(&Token(1)), "nor given back as if it had not run");
-        assert!(bench.workers.running.lock().expect("no panic").values().all(|attempt| attempt.job.seq != Seq(1)));
+        assert!(bench.workers.posts().iter().all(|post| lock(&post.attempt).is_none()));
     }
 
     #[test]
@@ -498,7 +478,7 @@ mod tests {
     fn a_job_whose_lease_was_lost_is_not_begun() {
         let bench = bench(with("x", |_| Report::Done), 1, Vec::new());
         let lost = job(1, Lane::High, "x"); // never told to `held`, as after its lease was lost
-        bench.channels[0].send(lost).expect("there is room");
+        bench.to_workers.send([(Lane::High, lost)]);
 
         bench.send(job(2, Lane::High, "x"));
 
@@ -585,6 +565,7 @@ mod tests {
             std::thread::yield_now();
         }
 
+        let post = bench.workers.posts().remove(0);
         // Nobody can be counted now, so nobody may see that the attempt is gone.
         let uncounted = lock(&bench.workers.crew);
         let workers = Arc::clone(&bench.workers);
@@ -595,7 +576,7 @@ mod tests {
         leave.send(()).expect("the handler waits");
         let look_until = Instant::now() + Duration::from_millis(100);
         while Instant::now() < look_until {
-            let is_gone = bench.workers.running.try_lock().is_ok_and(|running| running.is_empty());
+            let is_gone = post.attempt.try_lock().is_ok_and(|attempt| attempt.is_none());
             assert!(!is_gone, "the handler would count itself before it was counted");
             std::thread::yield_now();
         }
@@ -621,8 +602,8 @@ mod tests {
             std::thread::yield_now();
         }
         let outcome = |bench: &Bench| {
-            let attempt = lock(&bench.workers.running);
-            bench.workers.hung(attempt.values().next().expect("it runs"))
+            let post = &bench.workers.posts()[0];
+            bench.workers.hung(post, lock(&post.attempt).as_ref().expect("it runs"))
         };
         let late = Instant::now() + PATIENCE * 2;
         while bench.workers.shop.outcomes.try_send(outcome(&bench)) {}
@@ -648,7 +629,7 @@ mod tests {
         }
 
         bench.workers.release_all();
-        drop(bench.channels);
+        drop(bench.to_workers);
 
         assert!(bench.workers.join(Instant::now() + PATIENCE));
         assert!(bench.outcomes.is_empty());

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use trilane::job::{ClaimedJob, Job, Lane, NewJob, ReplicaId, Seq, Token};
 use trilane::lifecycle::{Begin, Held, Lifecycle, Outage, Policy};
 use trilane::metrics::Metrics;
@@ -14,7 +13,8 @@ use trilane::queue::{Lanes, SimulatedLanes};
 use trilane::retry::{Report, RetryPolicy, judge};
 use trilane::store::{KeyTaken, Outcome, Store, StoreError};
 use trilane::threads::Duty;
-use trilane::threads::feeder::{self, Feeder, Load};
+use trilane::threads::feeder::channels::{FromFeeder, ToWorkers, channels};
+use trilane::threads::feeder::{Feeder, Load};
 use trilane::threads::finisher::{Finisher, Outcomes};
 use trilane::threads::keeper::Keeper;
 use trilane::threads::scheduler::{Scheduler, Ticker};
@@ -91,7 +91,8 @@ pub(crate) struct Replica {
     feeder: Feeder,
     finisher: Finisher,
     outcomes: Outcomes,
-    channels: [Receiver<ClaimedJob>; 3],
+    to_workers: ToWorkers,
+    from_feeder: FromFeeder,
     load: Arc<Load>,
     hand_off: Option<Arc<HandOff>>,
     /// Taken by a worker that waits for the lease to be renewed.
@@ -110,12 +111,12 @@ impl Replica {
         let (held, metrics, load) = (Arc::<Held>::default(), Arc::<Metrics>::default(), Arc::<Load>::default());
         let ticker = Ticker::new(Arc::clone(&lifecycle));
         let database = Arc::new(Outage::new("the database"));
-        let (senders, channels) = feeder::channels();
+        let (to_workers, from_feeder) = channels(WORKERS);
         load.workers.store(WORKERS, Ordering::Relaxed);
         (0..WORKERS).for_each(|_| load.give());
         let hand_off = settings.hand_off.then(|| {
-            let senders = senders.clone();
-            Arc::new(HandOff::new(lifecycle.clone(), held.clone(), metrics.clone(), load.clone(), senders))
+            let to_workers = to_workers.clone();
+            Arc::new(HandOff::new(lifecycle.clone(), held.clone(), metrics.clone(), load.clone(), to_workers))
         });
         let (outcomes, unstored) = Outcomes::channel();
         Replica {
@@ -134,9 +135,9 @@ impl Replica {
                 held: Arc::clone(&held),
                 metrics: Arc::clone(&metrics),
                 ticker: ticker.clone(),
-                channels: senders,
+                to_workers: to_workers.clone(),
                 load: Arc::clone(&load),
-                untaken: channels.clone(),
+                untaken: from_feeder.clone(),
                 to_give_back: Vec::new(),
                 is_unsure: false,
             },
@@ -163,7 +164,8 @@ impl Replica {
             metrics,
             database,
             outcomes,
-            channels,
+            to_workers,
+            from_feeder,
             load,
             hand_off,
             waiting: None,
@@ -208,7 +210,7 @@ impl Replica {
 
     /// Whether a round of the feeder would not wait for a worker.
     pub(crate) fn can_feed(&self) -> bool {
-        self.stage == Stage::Serving && self.free_workers() > self.channels.iter().map(Receiver::len).sum()
+        self.stage == Stage::Serving && self.free_workers() > self.to_workers.waiting_in_all()
     }
 
     pub(crate) fn feed(&mut self) -> Result<(), StoreError> {
@@ -221,7 +223,7 @@ impl Replica {
     /// A worker takes the next job and begins it. `Err`: there is none, or it may not be begun.
     pub(crate) fn begin(&mut self) -> Option<(Seq, Token)> {
         if self.waiting.is_none() && self.free_workers() > 0 {
-            self.waiting = Lane::ALL.into_iter().find_map(|lane| self.channels[lane.index()].try_recv().ok());
+            self.waiting = self.from_feeder.try_next();
         }
         let job = self.waiting.take()?;
         match self.held.try_begin(&job, Instant::now()) {

@@ -8,13 +8,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use crossbeam_channel::Sender;
-
-use crate::job::{ClaimedJob, Job, NewJob, Start};
+use crate::job::{Job, NewJob, Start};
 use crate::lifecycle::{Held, Lifecycle};
 use crate::metrics::Metrics;
 use crate::store::{KeyTaken, StoreError};
 use crate::threads::feeder::Load;
+use crate::threads::feeder::channels::ToWorkers;
 use crate::threads::lock;
 
 /// No look at the lanes counts.
@@ -27,7 +26,7 @@ pub struct HandOff {
     metrics: Arc<Metrics>,
     load: Arc<Load>,
     // Locked while jobs are on their way; `None` once it is closed.
-    channels: Mutex<Option<[Sender<ClaimedJob>; 3]>>,
+    to_workers: Mutex<Option<ToWorkers>>,
     // What `Lifecycle::pushes` was when the lanes were last found empty.
     empty_at: AtomicU64,
     is_unsure: AtomicBool,
@@ -35,20 +34,20 @@ pub struct HandOff {
 }
 
 impl HandOff {
-    /// A way to the workers of `load`, by their channels.
+    /// A way to the workers of `load`.
     pub fn new(
         lifecycle: Arc<Lifecycle>,
         held: Arc<Held>,
         metrics: Arc<Metrics>,
         load: Arc<Load>,
-        channels: [Sender<ClaimedJob>; 3],
+        to_workers: ToWorkers,
     ) -> HandOff {
         HandOff {
             lifecycle,
             held,
             metrics,
             load,
-            channels: Mutex::new(Some(channels)),
+            to_workers: Mutex::new(Some(to_workers)),
             empty_at: AtomicU64::new(NEVER),
             is_unsure: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
@@ -78,8 +77,8 @@ impl HandOff {
         if !self.is_free_for(jobs) {
             return None;
         }
-        let channels = lock(&self.channels);
-        let senders = channels.as_ref()?;
+        let to_workers = lock(&self.to_workers);
+        let to_workers = to_workers.as_ref()?;
         let submitted = match self.lifecycle.submit_claimed(jobs) {
             Ok(submitted) => submitted,
             Err(error) => {
@@ -91,9 +90,7 @@ impl HandOff {
         Metrics::add(&self.metrics.claimed, submitted.claimed.len());
         self.held.add(&submitted.claimed, submitted.valid_until);
         self.load.take(submitted.claimed.len());
-        for job in submitted.claimed {
-            drop(senders[job.lane.index()].send(job)); // OK: the feeder keeps the other end, so it never fails
-        }
+        to_workers.send(submitted.claimed.into_iter().map(|job| (job.lane, job)));
         Some(Ok(submitted.results))
     }
 
@@ -117,7 +114,7 @@ impl HandOff {
     /// # Errors
     /// Those of `work`.
     pub fn made_sure(&self, work: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
-        let _none_on_its_way = lock(&self.channels);
+        let _none_on_its_way = lock(&self.to_workers);
         work()?;
         self.is_unsure.store(false, Ordering::Release);
         Ok(())
@@ -128,15 +125,15 @@ impl HandOff {
         self.is_refused.store(true, Ordering::Release);
     }
 
-    /// Lets go of the workers' channels, after the submitter has ended. One that did not end in time keeps them.
+    /// Lets go of the way to the workers, after the submitter has ended. One that did not end in time keeps it.
     pub fn close(&self) {
         self.refuse();
-        let mut channels: MutexGuard<'_, _> = match self.channels.try_lock() {
-            Ok(channels) => channels,
+        let mut to_workers: MutexGuard<'_, _> = match self.to_workers.try_lock() {
+            Ok(to_workers) => to_workers,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        *channels = None;
+        *to_workers = None;
     }
 }
 
@@ -145,15 +142,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::threads::feeder;
+    use crate::threads::feeder::channels::channels;
     use crate::threads::testing::Bench;
 
     #[test]
     fn only_jobs_with_nothing_ahead_and_a_worker_each_go_the_short_way() {
         let bench = Bench::with_lanes();
-        let (senders, channels) = feeder::channels();
+        let (to_workers, from_feeder) = channels(2);
         let load = Arc::<Load>::default();
-        let hand_off = HandOff::new(bench.lifecycle.clone(), Arc::default(), Arc::default(), load.clone(), senders);
+        let hand_off = HandOff::new(bench.lifecycle.clone(), Arc::default(), Arc::default(), load.clone(), to_workers);
         let job = NewJob::new("x", "{}");
         let later = NewJob { start: Start::After(Duration::from_secs(1)), ..job.clone() };
         let again = |job: &NewJob| NewJob { id: uuid::Uuid::new_v4(), ..job.clone() };
@@ -164,7 +161,7 @@ mod tests {
         assert!(hand_off.submit(&[&job, &again(&job), &again(&job)]).is_none(), "there are two workers");
         assert!(hand_off.submit(&[&again(&later)]).is_none(), "it is not due");
         let stored = hand_off.submit(&[&job]).expect("handed on").expect("stored");
-        assert_eq!(channels[job.lane.index()].try_recv().map(|job| job.id), Ok(stored[0].as_ref().expect("no key").id));
+        assert_eq!(from_feeder.try_next().map(|job| job.id), Some(stored[0].as_ref().expect("no key").id));
         assert!(hand_off.held.known().len() == 1 && load.free() == 1);
 
         bench.lifecycle.submit(&[&again(&job)]).expect("stored");
