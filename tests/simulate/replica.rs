@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use trilane::job::{ClaimedJob, Job, Lane, NewJob, ReplicaId, Seq, Token};
+use trilane::job::{ClaimedJob, Job, NewJob, ReplicaId, Seq, Token};
 use trilane::lifecycle::{Begin, Held, Lifecycle, Outage, Policy};
 use trilane::metrics::Metrics;
 use trilane::queue::{Lanes, SimulatedLanes};
