@@ -48,7 +48,8 @@ pub(crate) fn measure(site: &Site, jobs: usize) -> Result<Limit, Error> {
         let completing = scope.spawn(move || {
             let mut count = 0;
             for jobs in receiver {
-                let outcomes: Vec<Outcome> = jobs.into_iter().map(outcome).collect();
+                let outcomes: Vec<Outcome> =
+                    jobs.iter().map(|job| Outcome::of(job, Duration::ZERO, Verdict::Complete)).collect();
                 count += finisher.finish(&outcomes, replica, None).map_err(|error| error.to_string())?.len();
             }
             Ok::<usize, String>(count)
@@ -66,20 +67,6 @@ pub(crate) fn measure(site: &Site, jobs: usize) -> Result<Limit, Error> {
         return Err(format!("only {completed} of {jobs} jobs were completed").into());
     }
     Ok(Limit { insert, drain: per_second(jobs, started.elapsed()) })
-}
-
-fn outcome(job: ClaimedJob) -> Outcome {
-    Outcome {
-        seq: job.seq,
-        id: job.id,
-        token: job.token,
-        attempt: job.attempt(),
-        job_type: job.job_type,
-        lane: job.lane,
-        duration: Duration::ZERO,
-        unique_key: job.unique_key,
-        verdict: Verdict::Complete,
-    }
 }
 
 pub(crate) fn per_second(jobs: usize, time: Duration) -> f64 {

@@ -51,17 +51,7 @@ fn claim_one(store: &Store, stored: Stored) -> ClaimedJob {
 }
 
 fn outcome(job: &ClaimedJob, verdict: Verdict) -> Outcome {
-    Outcome {
-        seq: job.seq,
-        id: job.id,
-        token: job.token,
-        job_type: job.job_type.clone(),
-        lane: job.lane,
-        attempt: job.attempt(),
-        duration: Duration::from_millis(5),
-        unique_key: job.unique_key.clone(),
-        verdict,
-    }
+    Outcome::of(job, Duration::from_millis(5), verdict)
 }
 
 fn finish(store: &Store, job: &ClaimedJob, verdict: Verdict) -> bool {

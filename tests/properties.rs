@@ -69,21 +69,12 @@ fn round_trip(
     prop_assert_eq!(claimed.len(), seqs.len());
 
     let given = |id| new.iter().zip(jobs).find(|(job, _)| job.id == id).expect("submitted").1;
-    let outcome = |job: ClaimedJob| Outcome {
-        seq: job.seq,
-        id: job.id,
-        token: job.token,
-        attempt: job.attempt(),
-        lane: job.lane,
-        duration: Duration::ZERO,
-        verdict: Verdict::Bury { reason: given(job.id).2.clone() },
-        job_type: job.job_type,
-        unique_key: job.unique_key,
-    };
+    let outcome =
+        |job: &ClaimedJob| Outcome::of(job, Duration::ZERO, Verdict::Bury { reason: given(job.id).2.clone() });
     for job in &claimed {
         prop_assert_eq!((&job.payload, &job.unique_key), (&given(job.id).0, &given(job.id).1));
     }
-    let outcomes: Vec<Outcome> = claimed.into_iter().map(outcome).collect();
+    let outcomes: Vec<Outcome> = claimed.iter().map(outcome).collect();
     let accepted = store.finish(&outcomes, REPLICA, None).expect("stored");
     prop_assert_eq!(accepted.len(), outcomes.len());
 

@@ -325,15 +325,5 @@ fn a_retry_whose_commit_was_not_confirmed_is_found_stored_and_pushed_when_it_is_
 }
 
 fn retry_of(job: &ClaimedJob, delay: Duration) -> Outcome {
-    Outcome {
-        seq: job.seq,
-        id: job.id,
-        token: job.token,
-        job_type: job.job_type.clone(),
-        lane: job.lane,
-        attempt: job.attempt(),
-        duration: Duration::ZERO,
-        unique_key: None,
-        verdict: Verdict::Retry { delay, error: "not now".into() },
-    }
+    Outcome::of(job, Duration::ZERO, Verdict::Retry { delay, error: "not now".into() })
 }

@@ -44,10 +44,12 @@ impl StoreError {
         matches!(self, StoreError::Unavailable(_) | StoreError::Unconfirmed(_))
     }
 
-    /// The same error, at a commit.
-    pub(super) fn at_commit(self) -> StoreError {
+    /// The same error, at a commit. On SQL Server it is the driver that breaks off what takes too long, and the server may have been done by then;
+    /// the others break off by themselves.
+    pub(super) fn at_commit(self, dialect: Dialect) -> StoreError {
         match self {
             StoreError::Unavailable(why) => StoreError::Unconfirmed(why),
+            StoreError::TimedOut(why) if dialect == Dialect::Mssql => StoreError::Unconfirmed(why),
             other => other,
         }
     }
@@ -229,6 +231,15 @@ mod tests {
         ] {
             assert_eq!(dialect.kind_of(state, native), Kind::TimedOut, "{dialect:?}");
         }
+    }
+
+    #[test]
+    fn a_commit_that_took_too_long_may_have_been_stored_where_the_driver_broke_it_off() {
+        let at_commit = |dialect| StoreError::TimedOut("slow".into()).at_commit(dialect);
+
+        assert!(matches!(at_commit(Dialect::Mssql), StoreError::Unconfirmed(_)));
+        assert!(matches!(at_commit(Dialect::Postgres), StoreError::TimedOut(_)));
+        assert!(matches!(at_commit(Dialect::Sqlite), StoreError::TimedOut(_)));
     }
 
     #[test]

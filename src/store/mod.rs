@@ -177,7 +177,7 @@ impl Store {
             let mut loan = self.loan()?;
             store_fault!("store.commit");
             // The statement is its own commit.
-            let value = work(&mut loan.session).map_err(StoreError::at_commit)?;
+            let value = work(&mut loan.session).map_err(|error| error.at_commit(self.dialect))?;
             store_fault!("store.committed");
             Ok(value)
         })
@@ -230,7 +230,8 @@ impl<'s> Transaction<'s> {
 
     fn commit(&mut self) -> Result<(), StoreError> {
         store_fault!("store.commit");
-        self.session.commit().map_err(StoreError::at_commit)?;
+        let dialect = self.session.dialect();
+        self.session.commit().map_err(|error| error.at_commit(dialect))?;
         self.open = false;
         store_fault!("store.committed");
         Ok(())

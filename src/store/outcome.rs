@@ -11,7 +11,7 @@ use super::session::{Param, Row, Session};
 use super::submit::uuid;
 use super::{Dialect, Store, StoreError, id_list, keys, millis};
 use crate::fault::fault_point;
-use crate::job::{Job, Lane, ReplicaId, Seq, Token};
+use crate::job::{ClaimedJob, Job, Lane, ReplicaId, Seq, Token};
 use crate::retry::Verdict;
 
 /// What became of one attempt.
@@ -35,6 +35,23 @@ pub struct Outcome {
     pub unique_key: Option<String>,
     /// What becomes of the job.
     pub verdict: Verdict,
+}
+
+impl Outcome {
+    /// What became of the attempt at a claimed job.
+    pub fn of(job: &ClaimedJob, duration: Duration, verdict: Verdict) -> Outcome {
+        Outcome {
+            seq: job.seq,
+            id: job.id,
+            token: job.token,
+            job_type: job.job_type.clone(),
+            lane: job.lane,
+            attempt: job.attempt(),
+            duration,
+            unique_key: job.unique_key.clone(),
+            verdict,
+        }
+    }
 }
 
 /// An outcome that was stored. Those not returned were refused: their job is no longer running under their token.

@@ -231,17 +231,7 @@ impl Workers {
             job:% = job.id, "type" = job.job_type.as_str(), lane:% = job.lane, attempt = job.attempt(), worker = post.worker.as_str(),
             duration_ms:? = duration.as_millis(); "{}", verdict.verb()
         );
-        Outcome {
-            seq: job.seq,
-            id: job.id,
-            token: job.token,
-            job_type: job.job_type.clone(),
-            lane: job.lane,
-            attempt: job.attempt(),
-            duration,
-            unique_key: job.unique_key.clone(),
-            verdict,
-        }
+        Outcome::of(job, duration, verdict)
     }
 
     /// Tells attempts to end whose time is over at `now`, and gives up those that are over by more than `grace`: their worker is replaced and

@@ -17,6 +17,8 @@ use super::trilane::{SOON, Settings, Trilane, wait_until};
 const SUBMIT_WAIT: Duration = Duration::from_secs(2);
 /// What a machine under load adds to it.
 const SLACK: Duration = Duration::from_secs(4);
+/// When the last of the threads that write has given way: each tries for up to 7 s, and they take turns.
+const TURNS_TAKEN: Duration = Duration::from_secs(45);
 
 fn quick() -> Value {
     json!({ "type": "quick", "max_retries": 0 })
@@ -141,7 +143,7 @@ fn a_file_that_another_program_holds_is_waited_for_within_limits() {
         wait_until(SOON, "calls are refused", || calls.lock().expect("no panic").refused > 0);
         site.open_gate("gate");
         thread::sleep(pause());
-        wait_until(SOON, "statements end before they have the lock", || process.has_logged(GIVES_WAY));
+        wait_until(TURNS_TAKEN, "statements end before they have the lock", || process.has_logged(GIVES_WAY));
         assert_eq!((process.get("/healthz").status, process.get("/readyz").status), (200, 200));
         cost.assert_little();
         foreign.execute("rollback", (), None).map(drop).expect("it is given up");

@@ -248,17 +248,8 @@ impl Replica {
         let Run { job, started, .. } = self.running.remove(run);
         self.load.give();
         let random = rng.below(1_000) as f64 / 1_000.0;
-        let outcome = Outcome {
-            seq: job.seq,
-            id: job.id,
-            token: job.token,
-            attempt: job.attempt(),
-            duration: started.elapsed(),
-            verdict: judge(report, job.retry_count, job.max_retries, &RETRY, random),
-            job_type: job.job_type,
-            lane: job.lane,
-            unique_key: job.unique_key,
-        };
+        let verdict = judge(report, job.retry_count, job.max_retries, &RETRY, random);
+        let outcome = Outcome::of(&job, started.elapsed(), verdict);
         assert!(self.outcomes.send(outcome.clone()), "the finisher lives");
         outcome
     }
